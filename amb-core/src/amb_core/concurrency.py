@@ -1,0 +1,108 @@
+"""The two waiting primitives AMB is built on, for asyncio, uvloop and trio alike.
+
+A backend may use them; none has to. They exist because a future and a wake-up cost half of
+what ``anyio.Event`` does, and every message waits at least once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["Future", "Wakeup", "new_future"]
+
+T = TypeVar("T")
+
+
+class Future(Protocol[T]):
+    """A result that one task waits for. Both setters are for the event loop's thread."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: T, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+    def __await__(self) -> Generator[Any, Any, T]: ...
+
+
+class _TrioFuture:
+    """What ``asyncio.Future`` offers of `Future`, for one waiting trio task."""
+
+    __slots__ = ("_done", "_exception", "_result", "_task")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._task: Any = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: Any, /) -> None:
+        self._finish(result, None)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._finish(None, exception)
+
+    def _finish(self, result: Any, exception: BaseException | None) -> None:
+        import trio
+
+        if self._done:
+            raise RuntimeError("the result is already set")
+        self._done, self._result, self._exception = True, result, exception
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        import trio
+
+        if not self._done:
+            self._task = trio.lowlevel.current_task()
+
+            def abort(_: Any) -> trio.lowlevel.Abort:
+                self._task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._exception is not None:
+            raise self._exception
+        return self._result
+
+
+def new_future() -> Future[Any]:
+    """A fresh future for the running event loop. At most one task may await it."""
+    loop = asyncio._get_running_loop()
+    return _TrioFuture() if loop is None else loop.create_future()
+
+
+class Wakeup:
+    """A signal for one waiting task. A ``set()`` that comes before ``wait()`` is remembered, once."""
+
+    __slots__ = ("_future", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._future: Future[None] | None = None
+
+    def set(self) -> None:
+        """Wake the waiting task, or let the next ``wait()`` through. Event loop's thread only."""
+        self._set = True
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    async def wait(self) -> None:
+        """Return after the next ``set()``, or at once if one is remembered. One task at a time.
+
+        A cancelled ``wait`` keeps a signal that had arrived for the next one."""
+        if not self._set:
+            self._future = new_future()
+            try:
+                await self._future
+            finally:
+                self._future = None
+        self._set = False
