@@ -7,10 +7,12 @@ what ``anyio.Event`` does, and every message waits at least once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Future", "Wakeup", "new_future"]
+__all__ = ["Future", "Wakeup", "absorb_cancellation", "drive", "new_future"]
 
 T = TypeVar("T")
 
@@ -106,3 +108,42 @@ class Wakeup:
             finally:
                 self._future = None
         self._set = False
+
+
+@types.coroutine
+def drive(coroutine: Coroutine[Any, Any, T], context: Context, suspended: Callable[[], None]) -> Generator[Any, Any, T]:
+    """Await `coroutine` in the current task, but in `context`; call `suspended` when it first has to wait.
+
+    A coroutine that never waits costs no switch, and whoever started it learns when one that does makes
+    room for other work. Context variables it sets stay in `context`.
+    """
+    run = context.run
+    try:
+        trap = run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    suspended()
+    while True:
+        try:
+            sent = yield trap
+        except GeneratorExit:
+            run(coroutine.close)
+            raise
+        except BaseException as error:
+            step: Callable[[Any], Any] = coroutine.throw
+            value: Any = error
+        else:
+            step, value = coroutine.send, sent
+        try:
+            trap = run(step, value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+def absorb_cancellation() -> None:
+    """Undo cancellations the current task brought on itself, so that it can go on (asyncio only: trio code
+    cannot cancel its own task from outside a scope)."""
+    if asyncio._get_running_loop() is not None:
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()

@@ -1,0 +1,493 @@
+"""`MessageBus`: the verbs. Each checks what it is given and hands on; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+
+from ._assemble import assemble, settings_for
+from ._breaker import Breaker, CircuitBreaker
+from ._capabilities import require
+from ._codec import Codec
+from ._config import resolve_broker
+from ._deadletter import DeadLetter, DeadLetterBox
+from ._deliver import current_consumer
+from ._lifecycle import Host, Stats
+from ._message import Message, MessagePriority
+from ._publish import Publisher
+from ._requests import Requests, single
+from ._retry import DeadLetterQueue, RetryPolicy
+from ._streams import MessageStream
+from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
+from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
+from .errors import AmbError, CircuitOpen, RequestTimeout
+from .serializer import Serializer
+from .topics import compile_pattern, validate_pattern
+
+F = TypeVar("F", bound=Callable[..., Any])
+_UNBOUNDED = 1 << 30
+_PING_TIMEOUT = 3.0
+_EVENTS = ("circuit_breaker.opened", "circuit_breaker.half_open", "circuit_breaker.closed", "message.dropped",
+           "subscription.lost", "subscription.restored")  # fmt: skip
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`status` is "healthy" when the broker answers and every subscription consumes, "degraded" when only
+    the broker answers, "unhealthy" otherwise."""
+
+    status: str
+    broker: str
+    connected: bool
+    subscriptions: list[SubscriptionHealth]
+    details: dict[str, str]
+
+
+class MessageBus:
+    """Publish, subscribe, ask and answer, over whichever broker is configured.
+
+    `broker` is a name ("redis"), a URL or a broker object; without it AMB_BROKER decides, else the memory
+    broker. `adapter` is the same argument by another name. `serializer` is a name or an object; without it
+    AMB_SERIALIZER, else JSON. `sender` is put on everything published. Times are seconds: `connect_timeout`
+    bounds connecting and subscribing, `publish_timeout` how long publishing bridges an outage or
+    back-pressure, `drain_timeout` how long disconnecting waits for running handlers.
+
+    Building a bus touches neither network nor event loop; it connects when first used, or by ``connect()``
+    or ``async with``. Raises: PluginError, ConfigurationError, TypeError.
+    """
+
+    def __init__(
+        self,
+        broker: str | Broker | None = None,
+        *,
+        adapter: str | Broker | None = None,
+        broker_url: str | None = None,
+        serializer: str | Serializer | None = None,
+        retry_policy: RetryPolicy | str | None = None,
+        dead_letter_queue: DeadLetterQueue | str | None = None,
+        circuit_breaker: CircuitBreaker | None = None,
+        sender: str | None = None,
+        connect_timeout: float = 10.0,
+        publish_timeout: float = 30.0,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        if broker is not None and adapter is not None:
+            raise TypeError("broker and adapter are two names of one argument: give one")
+        self.broker: Broker = resolve_broker(broker if adapter is None else adapter, broker_url)
+        self.capabilities: Capabilities = self.broker.capabilities
+        self.retry_policy = _named_policy(retry_policy)
+        queue = dead_letter_queue or getattr(self.broker, "dead_letter_queue", None)
+        self.dead_letter_queue = DeadLetterQueue(queue) if isinstance(queue, str) else queue
+        self.circuit_breaker = circuit_breaker
+        self.codec = Codec(serializer)
+        self.host = Host(self.broker, connect_timeout=connect_timeout, drain_timeout=drain_timeout)
+        self.publisher = Publisher(self.codec.serializer, self.capabilities, self.host, sender, publish_timeout)
+        self.requests = Requests(self.publisher, self.capabilities, self.host, self.codec.decoder(Any))
+        self.host.services.append(self.publisher.run)
+        self.host.prepare = self._prepare
+        self.host.last_words = self._last_words
+        self._ids = count(1)
+        self._declared: list[Subscription] = []
+        self._live: list[Subscription] = []
+        self._breakers: dict[str, Breaker] = {}
+
+    # --- lifecycle
+
+    @property
+    def connected(self) -> bool:
+        """The broker is connected now."""
+        return self.host.connection is not None
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since the bus was built."""
+        return self.host.stats
+
+    async def connect(self) -> None:
+        """Connect, and make declared subscriptions live. Idempotent. Raises: BrokerUnavailable (a
+        ConnectionError) within `connect_timeout`; AuthenticationError at once."""
+        await self.host.start()
+        await self.host.ensure()
+
+    async def disconnect(self) -> None:
+        """Stop taking messages, let running handlers finish and settle within `drain_timeout`, give back
+        what never started, disconnect. Idempotent, from any task. Raises what stopped the bus before."""
+        await self.host.stop()
+        self._live.clear()
+        for subscription in self._declared:
+            subscription.supervised = None
+
+    async def __aenter__(self) -> MessageBus:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.disconnect()
+
+    async def run_forever(self) -> None:
+        """Connect and consume until SIGINT, SIGTERM or ``disconnect()``; then drain and return. Raises what
+        stopped the bus."""
+        await self.connect()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._stop_on_signal)
+            await self.host.wait_ended()
+            group.cancel_scope.cancel()
+
+    async def _stop_on_signal(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                await self.disconnect()
+
+    def _prepare(self) -> None:
+        self._breakers.clear()
+        for subscription in self._declared:
+            self._begin(subscription)
+
+    async def _last_words(self) -> None:
+        while not self.publisher.idle:
+            await anyio.sleep(0.01)
+        await self.requests.close()
+
+    # --- publishing
+
+    async def publish(
+        self,
+        topic_or_message: str | Message | None = None,
+        message: Any = None,
+        *,
+        topic: str | None = None,
+        payload: Any = None,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        priority: MessagePriority | str | int | None = None,
+        ttl: float | None = None,
+        sender: str | None = None,
+        key: str | None = None,
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        wait_for_confirmation: bool = False,
+        delay: float | None = None,
+    ) -> str:
+        """Publish to a topic; returns the message's id.
+
+        Returns when the broker has taken the message, with `wait_for_confirmation` as durably as it can
+        (``capabilities.confirm``); never waits for handlers. Blocks for back-pressure and through an outage,
+        at most `publish_timeout`. `ttl` and `delay` are seconds; `key` is the ordering key. The content may
+        be given as second argument, `message`, `payload` or `data`.
+        Raises: ValueError (topic, headers, numbers), EncodeError, MessageTooLarge, UnsupportedError (delay),
+        CircuitOpen, BackpressureError, BrokerUnavailable, PublishUnknown, BusClosed."""
+        options = {
+            "headers": headers, "priority": priority, "ttl": ttl, "sender": sender, "key": key, "trace_id": trace_id,
+            "correlation_id": correlation_id, "reply_to": reply_to, "metadata": metadata, "delay": delay,
+        }  # fmt: skip
+        outgoing = self._compose(topic_or_message, message, topic, payload, data, options)
+        outgoing.confirm = wait_for_confirmation
+        if delay:
+            require(self.broker, "delayed publishing", lambda c: c.delay != "none")
+        await self._send(outgoing)
+        return outgoing.headers["amb-id"]
+
+    async def publish_batch(self, messages: Sequence[Message]) -> list[str]:
+        """Publish several messages in as few steps as the broker allows; returns their ids.
+
+        Raises: PartialFailure mapping the index of each that failed to its error; the others went through."""
+        outgoings = [self._compose(message, None, None, None, None, {}) for message in messages]
+        for outgoing in outgoings:
+            self._check_breaker(outgoing.topic)
+        await self.publisher.send_all(outgoings)
+        self.host.stats.published += len(outgoings)
+        return [outgoing.headers["amb-id"] for outgoing in outgoings]
+
+    def _compose(self, first: Any, second: Any, topic: str | None, payload: Any, data: Any, options: dict[str, Any]) -> Outgoing:
+        content = [value for value in (second, payload, data) if value is not None]
+        if len(content) > 1:
+            raise TypeError("give the content once: as second argument, message=, payload= or data=")
+        if isinstance(first, Message):
+            if content or topic is not None:
+                raise TypeError("a Message brings its own topic and content")
+            return self.publisher.compose(first.topic, first.data, **_message_options(first, options))
+        if first is not None and topic is not None:
+            raise TypeError("give the topic once")
+        name = topic if first is None else first
+        if name is None:
+            raise TypeError("publish needs a topic and a message: publish('topic', {'key': 'value'})")
+        return self.publisher.compose(name, content[0] if content else None, **options)
+
+    async def _send(self, outgoing: Outgoing) -> None:
+        if self.circuit_breaker is not None:
+            self._check_breaker(outgoing.topic)
+        await self.publisher.send(outgoing)
+        self.host.stats.published += 1
+
+    def breaker(self, topic: str) -> Breaker:
+        """The bus-wide circuit breaker for a topic or pattern."""
+        found = self._breakers.get(topic)
+        if found is None:
+            assert self.circuit_breaker is not None
+            found = self._breakers[topic] = Breaker(self.circuit_breaker, topic, self.host.timers, self.host.emit)
+        return found
+
+    def _check_breaker(self, topic: str) -> None:
+        found = self._breakers.get(topic)
+        if found is not None and found.state == "open":
+            raise CircuitOpen(f"the circuit breaker for {topic!r} is open: its subscribers keep failing; try again later")
+
+    # --- subscribing
+
+    async def subscribe(self, topic: str, handler: Callable[..., Any], **options: Any) -> Subscription:
+        """Call `handler` for every message on a topic or pattern; returns when the subscription is live.
+
+        The handler is async or sync (a sync one runs in a worker thread, unless ``in_thread=False``) and takes
+        a Message, or, by annotation, the payload as that type. Options: `group` (= `consumer_group`): share
+        the messages with its other members; `filter`; `retries`, `retry_delay` (seconds), `retry_policy`;
+        `ack_mode` with `batch_size`, `batch_timeout` (seconds); `concurrency` (10): handlers at once;
+        `circuit_breaker`; `ordered_by="key"`; `start`: where a new group begins; `in_thread`.
+        Raises: ValueError, TypeError, UnsupportedError before any I/O; AccessDenied, NotFound,
+        BrokerUnavailable (within `connect_timeout`), BusClosed."""
+        subscription = self._new_subscription(topic, handler, options)
+        await self.host.ensure()
+        supervised = self._begin(subscription)
+        await self.host.wait_live(supervised)
+        self._live.append(subscription)
+        return subscription
+
+    def subscriber(self, topic: str, **options: Any) -> Callable[[F], F]:
+        """Decorator form of `subscribe`; works before the bus is connected, and again after it reconnects. On a
+        connected bus the subscription is live before the next publish."""
+
+        def decorate(handler: F) -> F:
+            subscription = self._new_subscription(topic, handler, options)
+            self._declared.append(subscription)
+            if self.host.state == "up":
+                self._begin(subscription)
+            return handler
+
+        return decorate
+
+    def responder(self, topic: str, group: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Decorator: answer requests on `topic`. The handler's value is the reply, its exception reaches the
+        caller as RemoteError; or it takes a second parameter ``reply: Response``. Responders of one group
+        share the requests. Options as for `subscribe`."""
+        return self.subscriber(topic, group=group, responds=True, **options)
+
+    def _new_subscription(self, topic: str, handler: Callable[..., Any], options: Mapping[str, Any]) -> Subscription:
+        settings: Settings = settings_for(self, topic, handler, **options)
+        return Subscription(f"{self.publisher.new_id()}.{next(self._ids)}", self, settings)
+
+    def _begin(self, subscription: Subscription) -> Any:
+        supervised = self.host.supervise(assemble(self, str(subscription), subscription.settings))
+        subscription.supervised = supervised
+        return supervised
+
+    async def unsubscribe(self, what: str | Subscription | Callable[..., Any]) -> None:
+        """End a subscription, given itself, its id, its topic or its handler (all that match). When this
+        returns the handler is not called again; calls that were running have finished (or, from inside the
+        handler itself, finish later). Raises: ValueError if nothing matches."""
+        found = [s for s in (*self._live, *self._declared) if _names(what, s)]
+        if not found:
+            raise ValueError(f"no subscription with this id, topic or handler: {what!r}")
+        own = current_consumer.get()
+        for subscription in found:
+            for members in (self._live, self._declared):
+                if any(member is subscription for member in members):
+                    members.remove(subscription)
+            supervised, subscription.supervised = subscription.supervised, None
+            if supervised is None:
+                continue
+            if supervised.consumer is own:
+                supervised.consumer.stop(finish=False)
+                self.host.start_soon(self.host.retire, supervised)
+            else:
+                await self.host.retire(supervised)
+
+    def stream(self, topic: str, **options: Any) -> MessageStream:
+        """An async iterator over a topic's messages; see `MessageStream`. Options as for `subscribe`;
+        `concurrency` (1) is how many messages are fetched ahead."""
+        validate_pattern(topic)
+        options.setdefault("concurrency", 1)
+
+        async def subscribe(handler: Callable[..., Any]) -> Subscription:
+            return await self.subscribe(topic, handler, **options)
+
+        return MessageStream(subscribe)
+
+    async def replay(self, topic: str, *, since: float | str | None = None, until: float | None = None) -> AsyncIterator[Message]:
+        """Stored messages of a topic or pattern, oldest first, up to the newest at this moment. `since`: epoch
+        seconds or a `Message.position` (start after it); `until`: epoch seconds. Disturbs no group.
+        Raises: UnsupportedError, ValueError, DecodeError, BrokerUnavailable."""
+        validate_pattern(topic)
+        require(self.broker, "replay", lambda c: c.replay != "none")
+        await self.host.ensure()
+        connection = await self.host.connection_up(self.host.connect_timeout)
+        assert isinstance(connection, Replays), "declares replay, has no Replays"
+        decode, matches = self.codec.decoder(Any), compile_pattern(topic)
+        async for incoming in connection.replay(topic, since, until):
+            if matches(incoming.topic):
+                yield Message._delivered(incoming, decode(incoming), None)
+
+    # --- request and reply
+
+    async def request(
+        self,
+        topic: str | Message | None = None,
+        message: Any = None,
+        timeout: float = 30.0,
+        *,
+        payload: Any = None,
+        data: Any = None,
+        **options: Any,
+    ) -> Message:
+        """Publish a request and return the first reply. Options: `headers`, `priority`, `sender`, `key`,
+        `correlation_id`, `trace_id`, `metadata`.
+
+        Raises: RequestTimeout (a TimeoutError) after `timeout` seconds; NoResponders at once where the broker can tell;
+        RemoteError when the responder failed; and as `publish`."""
+        outgoing = self._compose(topic, message, None, payload, data, options)
+        return single(await self._ask([outgoing], timeout, 1), [outgoing.topic], timeout)
+
+    async def scatter(
+        self,
+        topic: str | Message,
+        message: Any = None,
+        timeout: float = 5.0,
+        min_responses: int = 0,
+        max_responses: int | None = None,
+        **options: Any,
+    ) -> list[Message]:
+        """Ask everybody on `topic`; return when `max_responses` have answered or `timeout` seconds are over.
+        Failed responders count as no answer. Raises: RequestTimeout with the partial `responses` if fewer
+        than `min_responses` came; ValueError; and as `publish`."""
+        if max_responses is not None and max_responses < max(min_responses, 1):
+            raise ValueError(f"max_responses ({max_responses}) cannot be below min_responses ({min_responses}) or 1")
+        outgoing = self._compose(topic, message, None, None, None, options)
+        try:
+            answers = await self._ask([outgoing], timeout, max_responses or _UNBOUNDED)
+        except AmbError as error:
+            if type(error).__name__ != "NoResponders":
+                raise
+            answers = []
+        responses = [answer for answer in answers if isinstance(answer, Message)]
+        if len(responses) < min_responses:
+            raise RequestTimeout(f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} came within {timeout:g} s", responses)
+        return responses
+
+    async def request_first(self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Any) -> Message:
+        """Ask on several topics; the first good reply wins, the others are dropped. Raises: the last
+        RemoteError if all failed; otherwise as `request`."""
+        if isinstance(topics, str) or not topics:
+            raise TypeError("request_first takes a list of topics")
+        outgoings = [self._compose(topic, message, None, None, None, dict(options)) for topic in topics]
+        return single(await self._ask(outgoings, timeout, len(outgoings), first_good=True), topics, timeout)
+
+    async def _ask(self, outgoings: Sequence[Outgoing], timeout: float, wanted: int, first_good: bool = False) -> Any:
+        if not timeout > 0:
+            raise ValueError(f"timeout is a positive number of seconds, not {timeout!r}")
+        if self.circuit_breaker is not None:
+            for outgoing in outgoings:
+                self._check_breaker(outgoing.topic)
+        answers = await self.requests.ask(outgoings, timeout, wanted, first_good)
+        self.host.stats.published += len(outgoings)
+        return answers
+
+    async def reply(self, request: Message | str, value: Any = None) -> None:
+        """Answer a request, given the message or (while its handler runs) its id. Raises: ValueError if
+        nobody waits for a reply; and as `publish`."""
+        await self.requests.reply(request, value)
+
+    # --- dead letters
+
+    async def dead_letters(self, topic: str | None = None, limit: int = 100) -> list[DeadLetter]:
+        """The oldest `limit` dead letters of `topic` (default: the bus's own queue); they stay where they are.
+        Raises: UnsupportedError without durable groups, ValueError without a queue."""
+        return await self._box().browse(await self._dlq_connection(), self._dlq_topic(topic), limit)
+
+    async def retry_dead_letters(self, ids: Collection[str] | None = None, topic: str | None = None) -> int:
+        """Publish dead letters (all, or those with the ids) to their topics again, attempts starting anew, for
+        the group that failed only; returns how many. Raises: as `dead_letters`."""
+        return await self._box().redrive(await self._dlq_connection(), self._dlq_topic(topic), ids)
+
+    async def drop_dead_letters(self, ids: Collection[str] | None = None, topic: str | None = None) -> int:
+        """Remove dead letters (all, or those with the ids); returns how many. Raises: as `dead_letters`."""
+        return await self._box().drop(await self._dlq_connection(), self._dlq_topic(topic), ids)
+
+    def _box(self) -> DeadLetterBox:
+        return DeadLetterBox(self.publisher, self.codec.decoder(Any))
+
+    def _dlq_topic(self, topic: str | None) -> str:
+        if topic is None and self.dead_letter_queue is None:
+            raise ValueError("which dead letters? Give topic=, or the bus a DeadLetterQueue")
+        return topic or self.dead_letter_queue.topic  # type: ignore[union-attr]
+
+    async def _dlq_connection(self) -> Any:
+        require(self.broker, "reading dead letters", lambda c: c.durable_groups and c.replay != "none")
+        await self.host.ensure()
+        return await self.host.connection_up(self.host.connect_timeout)
+
+    # --- watching
+
+    def on(self, event: str) -> Callable[[F], F]:
+        """Decorator: call a function (async or not) with the topic, or subscription id, of an event:
+        circuit_breaker.opened, .half_open, .closed; message.dropped; subscription.lost, .restored.
+        Raises: ValueError for any other name."""
+        if event not in _EVENTS:
+            raise ValueError(f"no event {event!r}: use one of {', '.join(_EVENTS)}")
+
+        def decorate(listener: F) -> F:
+            self.host.listeners.setdefault(event, []).append(listener)
+            return listener
+
+        return decorate
+
+    async def health(self) -> Health:
+        """How broker and subscriptions do. Asks the broker, for at most 3 seconds. Never raises."""
+        details: dict[str, str] = {}
+        connection = self.host.connection
+        answers = connection is not None
+        if isinstance(connection, ReportsHealth):
+            answers, begin = False, time.monotonic()
+            try:
+                with anyio.move_on_after(_PING_TIMEOUT):
+                    details.update(await connection.ping())
+                    answers = True
+            except Exception as error:
+                details["error"] = str(error)
+            details["latency_ms"] = f"{(time.monotonic() - begin) * 1000:.1f}"
+        subscriptions = [s.health() for s in (*self._declared, *self._live)]
+        consuming = all(each.consuming for each in subscriptions)
+        status = "unhealthy" if not answers else "healthy" if consuming else "degraded"
+        return Health(status, type(self.broker).__name__, answers, subscriptions, details)
+
+
+def _names(what: object, subscription: Subscription) -> bool:
+    if isinstance(what, str):
+        return str(subscription) == what or (not isinstance(what, Subscription) and subscription.pattern == what)
+    return same_handler(subscription, what)
+
+
+def _message_options(message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
+    own = {
+        "id": message.id or None, "headers": message.headers, "priority": message.priority, "ttl": message.ttl,
+        "sender": message.sender, "key": message.key, "trace_id": message.trace_id,
+        "correlation_id": message.correlation_id, "reply_to": message.reply_to, "metadata": message.metadata,
+    }  # fmt: skip
+    return own | {name: value for name, value in options.items() if value is not None}
+
+
+def _named_policy(policy: RetryPolicy | str | None) -> RetryPolicy | None:
+    if isinstance(policy, str):
+        from ._plugins import load_retry_policy
+
+        return load_retry_policy(policy)
+    return policy
+
+
+AgentMessageBus = MessageBus

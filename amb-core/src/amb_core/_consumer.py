@@ -1,0 +1,507 @@
+"""One subscription at work: pulls deliveries from its feed, hands them to handlers, settles them.
+
+Workers are long-lived and await the handler inline. One of them at a time holds the receiver's role;
+another one starts, or wakes up, only when a handler suspends and there is work or the role to take. So a
+handler that never waits costs no task switch, and `concurrency` is a true bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from ._breaker import Breaker
+from ._deadletter import STORE_AGAIN, Undertaker
+from ._deliver import Delivery, Processor, current_consumer
+from ._message import PRIORITY, priority_of
+from .broker import Capabilities, Feed, Incoming, KnowsPeers, Settlement, Source
+from .concurrency import Future, Wakeup, new_future
+from .errors import AmbError, BrokerUnavailable, LeaseLost, PartialFailure
+from .lanes import Lanes
+
+if TYPE_CHECKING:
+    from ._lease import Renewal
+    from ._lifecycle import Host
+
+log = logging.getLogger("amb")
+#: A burst of handlers that never wait is settled at the latest after this many seconds.
+SETTLE_WITHIN = 0.005
+#: Failed deliveries that may wait in this process for their next try before receiving stops.
+HELD_LIMIT = 1000
+
+
+#: A feed that has not answered for so many seconds hangs (its contract says 5).
+SILENCE = 15.0
+
+
+class Consumer:
+    """See the module. Lives as long as its subscription; feeds come and go."""
+
+    processor: Processor
+    undertaker: Undertaker
+    renewal: Renewal | None = None
+
+    def __init__(self, source: Source, capabilities: Capabilities, host: Host, concurrency: int, batch: tuple[int, float] | None) -> None:
+        self.source, self.host, self.concurrency, self._batch = source, host, concurrency, batch
+        self.breakers: list[Breaker] = []
+        self.thread = threading.get_ident()
+        #: The broker redelivers; else this process does. See `Source.group` and `Source.ordered_by`.
+        self.by_broker = source.group is not None and capabilities.redelivery == "broker" and not source.ordered_by
+        #: Deliveries are leased, not given: the broker takes them back in time.
+        self.leased = source.group is not None and capabilities.redelivery == "broker"
+        self._silent = capabilities.single_process  # its feeds have nothing to answer while they wait
+        self._delays = capabilities.delay != "none"
+        self.feed: Feed | None = None
+        self.ended: Future[BaseException | None] | None = None
+        self.paused = self.stopping = self.aborted = False
+        #: Take what is left, but do not wait for more.
+        self.finishing = False
+        self.last_receive = 0.0
+        self.started = 0
+        self.running = 0
+        self.open: dict[Any, Delivery] = {}
+        self._lanes: Lanes[Delivery] = Lanes()
+        self._busy_keys: dict[str, deque[Delivery]] = {}
+        self._held: set[Delivery] = set()
+        self._pending: list[Delivery] = []
+        self._waiters: list[Future[None]] = []
+        self._flush_due = 0.0
+        self._flushing = self._flush_coming = self._dry = False
+        self._receiver: anyio.CancelScope | None = None
+        self._workers = 0
+        self._scopes: set[anyio.CancelScope] = set()
+        self._idle: list[Wakeup] = []
+        self._quiet: Wakeup | None = None
+
+    # --- feeds come and go
+
+    def attach(self, feed: Feed) -> None:
+        """Consume from `feed` until `detach`."""
+        self.feed, self.ended = feed, new_future()
+        self.last_receive = time.monotonic()
+        if self._pending:
+            self.flush_soon()
+        self.kick()
+
+    def detach(self) -> None:
+        """The feed is gone. What has not started is given back through the next one; handlers go on."""
+        self.feed = self.ended = None
+        if self.by_broker:
+            self._release_unstarted()
+
+    def fail(self, feed: Feed, error: BaseException) -> None:
+        """`feed` is finished because of `error`: its supervisor opens it again."""
+        if self.feed is feed and self.ended is not None and not self.ended.done():
+            self.feed = None
+            self.ended.set_result(error)
+
+    @property
+    def consuming(self) -> bool:
+        """The feed is live, and it has answered lately or every place is taken."""
+        if self.feed is None:
+            return False
+        waits = self._receiver is not None and not self._silent
+        return not waits or time.monotonic() - self.last_receive < SILENCE
+
+    def breaker_changed(self) -> None:
+        """A circuit breaker opened or closed: give back what has not started, or go on."""
+        if not self._allowed():
+            if self.by_broker:
+                self._release_unstarted()
+                self.flush_soon()
+        else:
+            self.kick()
+
+    def resize(self, concurrency: int) -> None:
+        """Change how many handlers may run at once."""
+        places = self.source.max_in_flight // self.concurrency * concurrency
+        self.source = msgspec.structs.replace(self.source, max_in_flight=places)
+        self.concurrency = concurrency
+        self.kick()
+
+    # --- workers
+
+    def kick(self) -> None:
+        """There may be something to do: wake or start a worker."""
+        if self._idle:
+            self._idle.pop().set()
+        elif self._workers < self.concurrency:
+            self._workers += 1
+            self.host.start_soon(self._work)
+
+    def suspended(self) -> None:
+        """A handler has begun to wait: somebody else takes the next delivery, or the receiver's role."""
+        if self._lanes or (self._receiver is None and self._slots() > 0):
+            self.kick()
+
+    async def _work(self) -> None:
+        parking = Wakeup()
+        current_consumer.set(self)
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                while self._workers <= self.concurrency and not self.aborted:
+                    await self._step(parking, scope)
+            finally:
+                self._scopes.discard(scope)
+                self._workers -= 1
+                if parking in self._idle:
+                    self._idle.remove(parking)
+                self._look_quiet()
+        if self._lanes and not self.aborted:
+            self.kick()
+
+    async def _step(self, parking: Wakeup, scope: anyio.CancelScope) -> None:
+        delivery = self._next()
+        if delivery is None:
+            if self._pending and not self._flushing and self.feed is not None:
+                await self.flush()
+                return
+            slots = self._slots()
+            if slots > 0 and self._receiver is None and self.feed is not None:
+                delivery = await self._receive(self.feed, slots, scope)
+            else:
+                await self._park(parking)
+            if delivery is None:
+                return
+        self.running += 1
+        self.started += 1
+        try:
+            if self._batch is None:
+                await self.processor.run(delivery)
+            else:
+                await self.processor.run_batch(await self._collect(delivery, self._batch))
+        finally:
+            self.running -= 1
+        if self._pending and not self._flushing and time.monotonic() >= self._flush_due:
+            await self.flush()
+
+    async def _park(self, parking: Wakeup) -> None:
+        self._idle.append(parking)
+        self._look_quiet()
+        await parking.wait()
+
+    def _slots(self) -> int:
+        """How many deliveries may be received now."""
+        if self.paused or self._dry or (self.stopping and not self.finishing) or len(self._held) >= HELD_LIMIT:
+            return 0
+        slots = self.source.max_in_flight - len(self.open)
+        for breaker in self.breakers:
+            allowance = breaker.allowance(len(self.open))
+            if allowance is not None and allowance < slots:
+                slots = allowance
+        return slots
+
+    def _next(self) -> Delivery | None:
+        lanes = self._lanes
+        if not lanes or self.paused or (self.breakers and not self._allowed()):
+            return None
+        while lanes:
+            delivery = lanes.pop()
+            if not delivery.lost and delivery.verdict is None and self._takes_key(delivery):
+                return delivery
+        return None
+
+    def _allowed(self) -> bool:
+        return all(breaker.allowance(self.running) != 0 for breaker in self.breakers)
+
+    async def _receive(self, feed: Feed, slots: int, scope: anyio.CancelScope) -> Delivery | None:
+        """Fetch deliveries; the first is returned if nothing else waits, the others go into the lanes."""
+        self._receiver = scope
+        try:
+            batch = await feed.receive(slots, not self.finishing)
+        except Exception as error:
+            if not isinstance(error, AmbError):
+                log.exception("the feed of %r raised what its contract does not allow", self.source.pattern)
+            self.fail(feed, error)
+            self._dry = self.finishing
+            return None
+        finally:
+            self._receiver = None
+        self.last_receive = time.monotonic()
+        if not batch:
+            self._dry = self.finishing
+            return None
+        if self.renewal is not None:
+            self.renewal.arm()
+        if len(batch) == 1 and not self._lanes and not self.source.ordered_by:
+            return self._opened(batch[0])
+        for incoming in batch:
+            self._lanes.push(priority_of(incoming.headers) if PRIORITY in incoming.headers else 3, self._opened(incoming))
+        return self._next()
+
+    def _opened(self, incoming: Incoming) -> Delivery:
+        delivery = Delivery(incoming, self, self.renewal.tick if self.renewal is not None else 0)
+        if not self.open and not self._pending:
+            self._flush_due = self.last_receive + SETTLE_WITHIN
+        self.open[incoming.token] = delivery
+        self.host.stats.delivered += 1
+        return delivery
+
+    async def _collect(self, first: Delivery, limits: tuple[int, float]) -> list[Delivery]:
+        """Up to ``limits[0]`` deliveries, waiting at most ``limits[1]`` seconds for them."""
+        batch, deadline = [first], time.monotonic() + limits[1]
+        try:
+            while len(batch) < limits[0]:
+                delivery = self._next()
+                if delivery is None:
+                    remaining, slots = deadline - time.monotonic(), min(self._slots(), limits[0] - len(batch))
+                    if remaining <= 0 or slots <= 0 or self._receiver is not None or self.feed is None:
+                        break
+                    with anyio.move_on_after(remaining) as scope:
+                        delivery = await self._receive(self.feed, slots, scope)
+                if delivery is not None:
+                    batch.append(delivery)
+        except BaseException:
+            for delivery in batch:
+                delivery.settle("release")
+            raise
+        return batch
+
+    # --- order per key
+
+    def _takes_key(self, delivery: Delivery) -> bool:
+        key = delivery.incoming.key
+        if not self.source.ordered_by or key is None or delivery.held_key:
+            return True
+        waiting = self._busy_keys.get(key)
+        if waiting is not None:
+            waiting.append(delivery)
+            return False
+        self._busy_keys[key] = deque()
+        delivery.held_key = True
+        return True
+
+    def _frees_key(self, delivery: Delivery) -> None:
+        key = delivery.incoming.key
+        if not delivery.held_key or key is None:
+            return
+        delivery.held_key = False
+        waiting = self._busy_keys[key]
+        if waiting:
+            following = waiting.popleft()
+            following.held_key = True
+            self._lanes.push_front(3, following)
+            self.kick()
+        else:
+            del self._busy_keys[key]
+
+    # --- settling
+
+    def decided(self, delivery: Delivery) -> None:
+        """Queue a delivery's verdict; a retry that the broker cannot do is kept here."""
+        if delivery.verdict == "retry":
+            self.host.stats.retried += 1
+            if not self.by_broker or (delivery.delay and not self._delays):
+                self._hold(delivery)
+                return
+        if delivery.held_key:
+            self._frees_key(delivery)
+        if delivery.lost or (delivery.local and delivery.verdict != "dead"):
+            self._close(delivery)
+        else:
+            self._pending.append(delivery)
+
+    def left_open(self, delivery: Delivery) -> None:
+        """A handler with manual acknowledgement returned without a verdict: the lease runs from now on."""
+        if self.renewal is not None:
+            self.renewal.let_go(delivery)
+
+    def _hold(self, delivery: Delivery) -> None:
+        again = Delivery(msgspec.structs.replace(delivery.incoming, attempt=delivery.incoming.attempt + 1), self, delivery.tick)
+        self._held.add(again)
+        again.held_key = delivery.held_key
+        if self.source.group is not None and not delivery.local:
+            self.open[delivery.incoming.token] = again  # same token: settled when the last try ends
+            delivery.settled = True
+        else:
+            again.local = True
+            if not delivery.local:
+                delivery.verdict = "ack"
+                self._pending.append(delivery)
+
+        def due() -> None:
+            self._held.discard(again)
+            self._lanes.push_front(priority_of(again.incoming.headers), again)
+            self.kick()
+
+        self.host.timers.call_later(delivery.delay, due)
+
+    def flush_soon(self) -> None:
+        """Settle what is decided, in a task of its own: the decision came from outside a worker's loop."""
+        if not self._flush_coming:
+            self._flush_coming = True
+            self.host.start_soon(self._flush_now)
+
+    async def _flush_now(self) -> None:
+        self._flush_coming = False
+        await self.flush()
+        self.kick()
+
+    async def told(self, delivery: Delivery) -> None:
+        """Return when the broker was told the delivery's verdict (or cannot be any more)."""
+        while not delivery.settled and not self.aborted:
+            await self.flush()
+            if not delivery.settled:
+                waiter = new_future()
+                self._waiters.append(waiter)
+                await waiter
+
+    async def flush(self) -> None:
+        """Tell the broker every verdict so far. Does nothing while another flush runs or the feed is down."""
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            while self._pending and self.feed is not None:
+                batch, self._pending = self._pending, []
+                try:
+                    await self._carry_out(batch, self.feed)
+                except BaseException:
+                    self._pending = [d for d in batch if not d.settled] + self._pending
+                    raise
+        except BrokerUnavailable:
+            pass  # offered again to the next feed
+        finally:
+            self._flushing = False
+            self._flush_due = time.monotonic() + SETTLE_WITHIN
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _carry_out(self, batch: Sequence[Delivery], feed: Feed) -> None:
+        dead = [delivery for delivery in batch if delivery.verdict == "dead"]
+        if dead:
+            for kept in await self.undertaker.bury(dead, self):
+                self._keep(kept)
+        errors: dict[int, Exception] = {}
+        told = [d for d in batch if not d.local and not d.settled]
+        try:
+            if told:
+                await feed.settle([delivery.settlement() for delivery in told])
+        except PartialFailure as failure:
+            errors = failure.errors
+        except Exception as error:
+            if not isinstance(error, AmbError):
+                log.exception("settling on %r raised what its contract does not allow", self.source.pattern)
+            self.fail(feed, error)
+            raise BrokerUnavailable(str(error)) from error
+        for index, delivery in enumerate(told):
+            self._after_settling(delivery, errors.get(index))
+        for delivery in batch:
+            if delivery.local:
+                self._close(delivery)
+
+    def _keep(self, delivery: Delivery) -> None:
+        """A dead letter that could not be stored: the original must not go."""
+        delivery.verdict, delivery.delay = "retry", STORE_AGAIN
+        if not self.by_broker or not self._delays:
+            self._hold(delivery)
+
+    def _after_settling(self, delivery: Delivery, error: Exception | None) -> None:
+        if isinstance(error, BrokerUnavailable):
+            self._pending.append(delivery)
+            return
+        if error is not None:
+            self.host.stats.settle_errors += 1
+            what = "was taken back before it was settled and comes again" if isinstance(error, LeaseLost) else "could not be settled"
+            log.warning("message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error)
+        elif delivery.verdict == "ack":
+            self.host.stats.acked += 1
+        self._close(delivery)
+
+    def _close(self, delivery: Delivery) -> None:
+        delivery.settled = True
+        if self.open.get(delivery.incoming.token) is delivery:
+            del self.open[delivery.incoming.token]
+
+    def lose(self, delivery: Delivery) -> None:
+        """The broker took the delivery back; whatever its handler decides concerns nobody."""
+        delivery.lost = True
+        self._close(delivery)
+        if delivery.held_key and not delivery.running:
+            self._frees_key(delivery)
+
+    # --- the way out
+
+    def _release_unstarted(self) -> None:
+        while self._lanes:
+            delivery = self._lanes.pop()
+            if delivery.verdict is None and not delivery.lost:
+                delivery.settle("release")
+
+    def stop(self, finish: bool) -> None:
+        """Receive no more; with `finish`, take what is left first if nobody else would get it."""
+        feed = self.feed
+        mine_alone = self.source.group is None or (isinstance(feed, KnowsPeers) and feed.last_consumer())
+        self.stopping, self.finishing = True, finish and mine_alone
+        if self._receiver is not None:
+            self._receiver.cancel()
+        if not self.finishing:
+            self._forget_unstarted()
+
+    def _forget_unstarted(self) -> None:
+        if self.by_broker or self.source.ordered_by:
+            for waiting in self._busy_keys.values():
+                for delivery in waiting:
+                    delivery.settle("release")
+                waiting.clear()
+            self._release_unstarted()
+        else:
+            while self._lanes:
+                self._lanes.pop()
+        if self._pending:
+            self.flush_soon()
+
+    def look_again(self) -> None:
+        """While finishing: see whether more has come."""
+        if self.finishing and self.feed is not None:
+            self._dry = False
+            self.kick()
+
+    async def quiet(self) -> None:
+        """Return when no handler runs and nothing that could be started waits."""
+        while self._busy():
+            self._quiet = Wakeup()
+            await self._quiet.wait()
+        self._quiet = None
+
+    def _busy(self) -> bool:
+        can_start = self._lanes and not self.paused and (not self.breakers or self._allowed())
+        looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
+        return bool(self.running or can_start or looking)
+
+    def _look_quiet(self) -> None:
+        if self._quiet is not None:
+            self._quiet.set()
+
+    def abort(self) -> int:
+        """Cancel the handlers that still run; their messages are given back. Returns how many messages
+        nobody will handle because only this process knew them."""
+        self.aborted = True
+        for scope in list(self._scopes):
+            scope.cancel()
+        left = len(self._held) + (0 if self.by_broker else len(self._lanes))
+        self._forget_unstarted()
+        return left
+
+    async def close(self) -> None:
+        """Wait for cancelled workers to leave, then settle for the last time."""
+        while self._workers:
+            self._quiet = Wakeup()
+            for parked in self._idle:
+                parked.set()
+            await self._quiet.wait()
+        while self._flushing:
+            waiter = new_future()
+            self._waiters.append(waiter)
+            await waiter
+        await self.flush()

@@ -1,0 +1,184 @@
+"""Where messages go that failed for good, and how they come back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, INBOX, DeadInfo, priority_of, read_dead, read_envelope
+from ._retry import DeadLetterQueue
+from .broker import Connection, Incoming, Outgoing, Settlement, Source
+from .errors import AmbError, DecodeError, PartialFailure
+
+if TYPE_CHECKING:
+    from ._consumer import Consumer
+    from ._deliver import Delivery
+    from ._publish import Publisher
+
+log = logging.getLogger("amb")
+#: When a dead letter cannot be stored, its original is tried again after this many seconds.
+STORE_AGAIN = 5.0
+#: The group that `browse` and `redrive` read with.
+READERS = "amb.dlq"
+
+
+class Undertaker:
+    """Stores dead letters, then lets the originals go: never the other way round."""
+
+    def __init__(self, publisher: Publisher, queue: DeadLetterQueue | None, handler: str) -> None:
+        self._publisher, self._queue, self._handler = publisher, queue, handler
+
+    async def bury(self, deliveries: Sequence[Delivery], consumer: Consumer) -> list[Delivery]:
+        """Store a dead letter for each. Returns those that could not be stored, and must be kept."""
+        kept = [d for d in deliveries if DEAD_TOPIC in d.incoming.headers]
+        for delivery in kept:
+            log.error("dead letter %s failed again (%s): it stays on %r", _id(delivery), _error(delivery), delivery.incoming.topic)
+        fresh = [d for d in deliveries if DEAD_TOPIC not in d.incoming.headers]
+        if self._queue is None:
+            self._drop(fresh, consumer)
+            return kept
+        try:
+            await self._publisher.send_all([self._letter(d, self._queue, consumer.source.group) for d in fresh])
+            errors: dict[int, Exception] = {}
+        except PartialFailure as failure:
+            errors = failure.errors
+        except AmbError as error:
+            errors = dict.fromkeys(range(len(fresh)), error)
+        for index, delivery in enumerate(fresh):
+            if index in errors:
+                log.error("no dead letter could be stored for %s (%s); the message is kept", _id(delivery), errors[index])
+                kept.append(delivery)
+            else:
+                consumer.host.stats.dead_lettered += 1
+                log.error("message %s on %r is a dead letter on %r: %s: %s", _id(delivery), delivery.incoming.topic,
+                          self._queue.topic, delivery.reason, _error(delivery))  # fmt: skip
+        return kept
+
+    def _drop(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        for delivery in deliveries:
+            consumer.host.stats.dropped += 1
+            consumer.host.emit("message.dropped", delivery.incoming.topic)
+            log.error("message %s on %r is dropped: %s: %s; give the bus a DeadLetterQueue to keep such messages",
+                      _id(delivery), delivery.incoming.topic, delivery.reason, _error(delivery), exc_info=delivery.error)  # fmt: skip
+
+    def _letter(self, delivery: Delivery, queue: DeadLetterQueue, group: str | None) -> Outgoing:
+        incoming, now = delivery.incoming, time.time()
+        expires = now + queue.retention_days * 86400
+        headers = {name: value for name, value in incoming.headers.items() if name != INBOX}
+        headers |= {
+            "amb-id": headers.get("amb-id") or incoming.position or "",
+            DEAD_TOPIC: incoming.topic,
+            "amb-dead-reason": delivery.reason,
+            "amb-dead-error": _error(delivery),
+            "amb-dead-attempts": str(incoming.attempt),
+            "amb-dead-first": headers.get("amb-time", str(now)),
+            "amb-dead-last": str(now),
+            "amb-dead-group": group or "",
+            "amb-dead-handler": self._handler,
+            "amb-dead-position": incoming.position or "",
+            EXPIRES: str(expires),
+        }
+        return Outgoing(queue.topic, incoming.body, headers, incoming.key, priority_of(headers), None, expires, True)
+
+
+def _id(delivery: Delivery) -> str:
+    return delivery.incoming.headers.get("amb-id") or str(delivery.incoming.position)
+
+
+def _error(delivery: Delivery) -> str:
+    error = delivery.error
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """One entry of a dead-letter topic."""
+
+    id: str
+    info: DeadInfo
+    headers: dict[str, str]
+    #: The payload, or None if it cannot be decoded (see `body`).
+    data: Any
+    body: bytes
+
+
+class DeadLetterBox:
+    """Reads a dead-letter topic with a group of its own; what is put back or dropped is gone for that group."""
+
+    def __init__(self, publisher: Publisher, decode: Callable[[Incoming], Any]) -> None:
+        self._publisher, self._decode = publisher, decode
+
+    async def browse(self, connection: Connection, topic: str, limit: int) -> list[DeadLetter]:
+        """The oldest `limit` dead letters; they stay where they are."""
+        found: list[DeadLetter] = []
+
+        async def look(incoming: Incoming) -> bool:
+            found.append(self._read(incoming))
+            return False
+
+        await self._each(connection, topic, limit, look)
+        return found
+
+    async def redrive(self, connection: Connection, topic: str, ids: Collection[str] | None) -> int:
+        """Publish the originals (all, or those with the ids) to their topics again, for the group that failed
+        only, with attempts starting anew. Returns how many."""
+
+        async def again(incoming: Incoming) -> bool:
+            if ids is not None and read_envelope(incoming).id not in ids:
+                return False
+            await self._publisher.send(_original(incoming))
+            return True
+
+        return await self._each(connection, topic, None, again)
+
+    async def drop(self, connection: Connection, topic: str, ids: Collection[str] | None) -> int:
+        """Remove dead letters (all, or those with the ids). Returns how many."""
+
+        async def away(incoming: Incoming) -> bool:
+            return ids is None or read_envelope(incoming).id in ids
+
+        return await self._each(connection, topic, None, away)
+
+    async def _each(self, connection: Connection, topic: str, limit: int | None, visit: Any) -> int:
+        """Visit every dead letter once; those for which `visit` returns True are removed, the rest released."""
+        source = Source(id=f"dlq-{topic}", pattern=topic, group=READERS, start="earliest", max_in_flight=limit or 1 << 30)
+        done = 0
+        async with connection.open(source) as feed:
+            kept: list[Settlement] = []
+            try:
+                while limit is None or len(kept) < limit:
+                    batch = await feed.receive(100 if limit is None else min(100, limit - len(kept)), wait=False)
+                    if not batch:
+                        break
+                    for incoming in batch:
+                        if incoming.headers.get(DEAD_TOPIC) and await visit(incoming):
+                            await feed.settle([Settlement(incoming.token, "ack")])
+                            done += 1
+                        else:
+                            kept.append(Settlement(incoming.token, "release"))
+            finally:
+                if kept:
+                    await feed.settle(kept)
+        return done
+
+    def _read(self, incoming: Incoming) -> DeadLetter:
+        info, envelope = read_dead(incoming.headers), read_envelope(incoming)
+        assert info is not None
+        try:
+            data = self._decode(incoming)
+        except DecodeError:
+            data = None
+        return DeadLetter(envelope.id, info, envelope.headers, data, incoming.body)
+
+
+def _original(incoming: Incoming) -> Outgoing:
+    headers = {k: v for k, v in incoming.headers.items() if not k.startswith("amb-dead-") and k not in (EXPIRES, "amb-ttl")}
+    group = incoming.headers.get("amb-dead-group")
+    if group:
+        headers[FOR_GROUP] = group
+    return Outgoing(incoming.headers[DEAD_TOPIC], incoming.body, headers, incoming.key, priority_of(headers), None, None, True)
+
+

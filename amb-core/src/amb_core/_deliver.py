@@ -1,0 +1,250 @@
+"""What happens to one delivery: match, filter, decode, call the handler, decide its verdict."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ._filters import MessageFilter
+from ._handlers import Handler
+from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, INBOX, AckMode, Message, Settled, number
+from ._retry import RetryPolicy
+from .broker import Incoming, Settlement, Verdict
+from .concurrency import absorb_cancellation, drive
+from .errors import AlreadySettled, DecodeError
+
+if TYPE_CHECKING:
+    from ._consumer import Consumer
+    from ._requests import Requests
+
+log = logging.getLogger("amb")
+#: The message whose handler is running; publishing takes the trace from it.
+current_message: ContextVar[Message | None] = ContextVar("amb_current_message", default=None)
+current_consumer: ContextVar[Consumer | None] = ContextVar("amb_current_consumer", default=None)
+Decode = Callable[[Incoming], Any]
+#: A Message may be filtered before its data is decoded; nobody but a headers-only filter sees this.
+_UNDECODED: Any = object()
+
+
+class Delivery:
+    """One message between ``receive`` and ``settle``."""
+
+    __slots__ = ("delay", "error", "held_key", "incoming", "local", "lost", "owner", "reason", "running", "settled", "tick", "verdict")
+
+    def __init__(self, incoming: Incoming, owner: Consumer, tick: int) -> None:
+        self.incoming, self.owner, self.tick = incoming, owner, tick
+        self.verdict: str | None = None
+        self.delay = 0.0
+        self.reason = ""
+        self.error: BaseException | None = None
+        #: Retried inside this process and no longer known to the broker.
+        self.local = False
+        #: Holds its ordering key while it waits for its next try.
+        self.held_key = False
+        self.lost = self.settled = self.running = False
+
+    def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled:
+        """See `Message.ack`. May be called from the thread of a synchronous handler."""
+        if threading.get_ident() != self.owner.thread:
+            return anyio.from_thread.run_sync(self.decide, verdict, delay, reason)
+        if delay < 0:
+            raise ValueError(f"a delay cannot be negative: {delay}")
+        if self.verdict is None:
+            self.owner.processor.check_delay(delay)
+            self.settle(verdict, delay, reason)
+            if self.running:
+                self.owner.flush_soon()
+        elif self.verdict != verdict:
+            raise AlreadySettled(
+                f"message {self.incoming.headers.get('amb-id', '')!r} on {self.incoming.topic!r} was already settled "
+                f"with {self.verdict!r}; {verdict!r} comes too late"
+            )
+        return Settled(self._told)
+
+    def settle(self, verdict: str, delay: float = 0.0, reason: str = "", error: BaseException | None = None) -> None:
+        """Record the verdict and queue it for the broker."""
+        self.verdict, self.delay, self.reason, self.error = verdict, delay, reason, error
+        self.owner.decided(self)
+
+    async def _told(self) -> None:
+        await self.owner.told(self)
+
+    def settlement(self) -> Settlement:
+        """The verdict as the broker is told it."""
+        verdict: Verdict = "discard" if self.verdict == "dead" else self.verdict  # type: ignore[assignment]
+        return Settlement(self.incoming.token, verdict, self.delay, self.incoming.attempt)
+
+
+class Processor:
+    """A subscription's settings, compiled: runs one delivery at a time per worker."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        handler: Handler,
+        decode: Decode,
+        *,
+        matches: Callable[[str], bool] | None,
+        wildcard: bool,
+        filter: Callable[[Message], bool] | None,
+        policy: RetryPolicy,
+        ack_mode: AckMode,
+        max_delay: float | None,
+        requests: Requests,
+    ) -> None:
+        self._consumer, self._handler, self._decode = consumer, handler, decode
+        self._matches, self._wildcard, self._filter, self._policy = matches, wildcard, filter, policy
+        self._filter_first = isinstance(filter, MessageFilter) and filter.headers_only
+        self._auto = ack_mode is not AckMode.MANUAL
+        self._max_delay = max_delay
+        self._call, self._bare, self._takes_reply = handler.call, handler.bare, handler.takes_reply
+        self._group = consumer.source.group or ""
+        self._requests = requests
+
+    def check_delay(self, delay: float) -> None:
+        """Raises: ValueError if the broker cannot delay that long."""
+        if self._max_delay is not None and delay > self._max_delay and self._consumer.by_broker:
+            raise ValueError(f"the broker delays at most {self._max_delay:g} s, not {delay:g} s")
+
+    async def run(self, delivery: Delivery) -> None:
+        """Take one delivery to its verdict. Raises only when the worker itself is cancelled."""
+        message = self.prepare(delivery)
+        if message is None:
+            return
+        delivery.running = True
+        current_message.set(message)
+        argument = message.data if self._bare else message
+        is_request = INBOX in delivery.incoming.headers
+        if is_request:
+            self._requests.running[message.id] = message
+        try:
+            coroutine = self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
+            await drive(coroutine, copy_context(), self._consumer.suspended)
+        except BaseException as error:
+            delivery.running = False
+            self.raised((delivery,), error)
+        else:
+            delivery.running = False
+            self.returned((delivery,))
+        finally:
+            if is_request:
+                self._requests.running.pop(message.id, None)
+
+    async def run_batch(self, deliveries: Sequence[Delivery]) -> None:
+        """As `run`, for a handler that takes a list."""
+        pairs = [(d, message) for d in deliveries if (message := self.prepare(d)) is not None]
+        if not pairs:
+            return
+        ready = [delivery for delivery, _ in pairs]
+        for delivery in ready:
+            delivery.running = True
+        argument = [message.data if self._bare else message for _, message in pairs]
+        try:
+            await drive(self._call(argument), copy_context(), self._consumer.suspended)
+        except BaseException as error:
+            self._stopped(ready)
+            self.raised(ready, error)
+        else:
+            self._stopped(ready)
+            self.returned(ready)
+
+    @staticmethod
+    def _stopped(deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.running = False
+
+    def prepare(self, delivery: Delivery) -> Message | None:
+        """The message for the handler, or None if the delivery was settled without one."""
+        incoming = delivery.incoming
+        headers = incoming.headers
+        if self._is_not_ours(incoming.topic, headers):
+            delivery.settle("ack")
+            return None
+        if EXPIRES in headers and (number(headers[EXPIRES]) or time.time()) < time.time():
+            self._consumer.host.stats.expired += 1
+            delivery.settle("discard", reason="expired")
+            return None
+        message = Message._delivered(incoming, _UNDECODED, delivery)
+        try:
+            return self._decoded(message, delivery)
+        except DecodeError as error:
+            self.failed(delivery, error)
+        except Exception as error:  # the user's filter raised
+            self.failed(delivery, error)
+        return None
+
+    def _is_not_ours(self, topic: str, headers: dict[str, str]) -> bool:
+        if self._matches is not None and not self._matches(topic):
+            return True
+        if FOR_GROUP in headers and headers[FOR_GROUP] != self._group:
+            return True
+        return self._wildcard and DEAD_TOPIC in headers
+
+    def _decoded(self, message: Message, delivery: Delivery) -> Message | None:
+        test = self._filter
+        if test is None:
+            message.data = self._decode(delivery.incoming)
+            return message
+        if self._filter_first and not test(message):
+            return self._filtered(delivery)
+        message.data = self._decode(delivery.incoming)
+        if not self._filter_first and not test(message):
+            return self._filtered(delivery)
+        return message
+
+    def _filtered(self, delivery: Delivery) -> None:
+        self._consumer.host.stats.filtered += 1
+        delivery.settle("ack")
+
+    def returned(self, deliveries: Sequence[Delivery]) -> None:
+        """The handler returned."""
+        for breaker in self._consumer.breakers:
+            breaker.succeeded()
+        for delivery in deliveries:
+            if delivery.verdict is None:
+                if self._auto:
+                    delivery.settle("ack")
+                else:
+                    self._consumer.left_open(delivery)
+
+    def raised(self, deliveries: Sequence[Delivery], error: BaseException) -> None:
+        """The handler raised. Re-raises `error` if it is the worker's own cancellation."""
+        consumer = self._consumer
+        if not isinstance(error, Exception):
+            if consumer.aborted or consumer.host.dying():
+                for delivery in deliveries:
+                    if delivery.verdict is None:
+                        delivery.settle("release")
+                raise error
+            absorb_cancellation()
+        for breaker in consumer.breakers:
+            breaker.failed()
+        for delivery in deliveries:
+            self.failed(delivery, error)
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """Decide what becomes of a delivery that ended in `error`: retry, dead letter, or drop."""
+        incoming, stats = delivery.incoming, self._consumer.host.stats
+        what = f"{self._handler.name} failed on {incoming.headers.get('amb-id', '')} ({incoming.topic!r}, attempt {incoming.attempt})"
+        stats.failed += 1
+        if delivery.verdict is not None:
+            log.warning("%s after it was settled with %r", what, delivery.verdict, exc_info=error)
+            return
+        delay = self._policy.delay_after(incoming.attempt, error)
+        if delay is None:
+            delivery.settle("dead", reason=_reason(error, incoming.attempt), error=error)
+        else:
+            log.warning("%s: %s: %s; next try in %.3g s", what, type(error).__name__, error, delay)
+            delivery.settle("retry", min(delay, self._max_delay or delay), error=error)
+
+
+def _reason(error: BaseException, attempt: int) -> str:
+    if isinstance(error, DecodeError):
+        return "undecodable"
+    return "not retryable" if attempt == 1 else "retries exhausted"

@@ -1,0 +1,75 @@
+"""Keeps deliveries ours while their handlers run, for as long as they run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from .broker import ExtendsLease
+from .errors import PartialFailure
+
+if TYPE_CHECKING:
+    from ._consumer import Consumer
+    from ._deliver import Delivery
+
+log = logging.getLogger("amb")
+_NEVER = 1 << 60
+
+
+class Renewal:
+    """Extends the leases of a consumer's open deliveries every third of the lease.
+
+    A delivery is first extended one to two thirds of the lease after it came, so that short handlers cost
+    nothing. The timer rests while nothing is open.
+    """
+
+    def __init__(self, consumer: Consumer, lease: float) -> None:
+        self._consumer, self._lease = consumer, lease
+        self._armed = False
+        #: Counts the rounds; a delivery remembers the round in which it came.
+        self.tick = 0
+
+    def arm(self) -> None:
+        """Deliveries have come: see to their leases."""
+        if not self._armed:
+            self._armed = True
+            self._consumer.host.timers.call_later(self._lease / 3, self._due)
+
+    def let_go(self, delivery: Delivery) -> None:
+        """Extend `delivery` no more; when its lease has run out it is the broker's again."""
+        delivery.tick = _NEVER
+        self._consumer.host.timers.call_later(self._lease, lambda: self._expired(delivery))
+
+    def _expired(self, delivery: Delivery) -> None:
+        if not delivery.settled and delivery.verdict is None:
+            self._consumer.lose(delivery)
+            self._consumer.kick()
+
+    def _due(self) -> None:
+        self._armed = False
+        if self._consumer.open:
+            self.arm()
+            old = [delivery for delivery in self._consumer.open.values() if delivery.tick < self.tick]
+            self.tick += 1
+            if old:
+                self._consumer.host.start_soon(self._extend, old)
+
+    async def _extend(self, deliveries: list[Delivery]) -> None:
+        feed, stats = self._consumer.feed, self._consumer.host.stats
+        if not isinstance(feed, ExtendsLease):
+            return
+        errors: dict[int, Exception] = {}
+        try:
+            await feed.extend([delivery.incoming.token for delivery in deliveries])
+        except PartialFailure as failure:
+            errors = failure.errors
+        except Exception as error:
+            log.warning("the leases on %r could not be renewed: %s", self._consumer.source.pattern, error)
+            return
+        stats.lease_renewals += len(deliveries) - len(errors)
+        for index, error in errors.items():
+            delivery = deliveries[index]
+            if not delivery.settled:
+                stats.settle_errors += 1
+                log.warning("lost the lease of %s on %r: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, error)
+                self._consumer.lose(delivery)

@@ -1,0 +1,234 @@
+"""What happens to a published message: stamp it, encode it, hand it to the connection."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ._deliver import current_message
+from ._message import (
+    CONTENT_TYPE, CORRELATION, EXPIRES, ID, METADATA, NORMAL, PREFIX, PRIORITY, REPLY_TO, SENDER, TIME, TRACE_ID, TRACEPARENT, TTL, MessagePriority,
+)  # fmt: skip
+from .broker import Capabilities, Outgoing
+from .concurrency import Future, Wakeup, new_future
+from .errors import ConnectionLost, MessageTooLarge, PartialFailure, PublishUnknown, Unavailable
+from .serializer import Serializer
+from .topics import validate_topic
+
+if TYPE_CHECKING:
+    from ._lifecycle import Host
+
+#: The most messages handed to a connection in one batch.
+BATCH = 500
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+class Publisher:
+    """Stamps and sends. One per bus."""
+
+    def __init__(self, serializer: Serializer, capabilities: Capabilities, host: Host, sender: str | None, timeout: float) -> None:
+        self._encode = serializer.encode
+        self._capabilities, self._host, self._sender, self._timeout = capabilities, host, sender, timeout
+        self._prefix = os.urandom(6).hex() + "-"
+        self._count = count(1)
+        self._direct = capabilities.single_process
+        self._queue: list[tuple[Outgoing, Future[None], float]] = []
+        self._wakeup = Wakeup()
+        self._sending = False
+
+    def new_id(self) -> str:
+        """A message id: random per bus, then counted."""
+        return self._prefix + format(next(self._count), "x")
+
+    def compose(
+        self,
+        topic: str,
+        data: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: MessagePriority | str | int | None = None,
+        ttl: float | None = None,
+        sender: str | None = None,
+        key: str | None = None,
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        delay: float | None = None,
+        confirm: bool = False,
+        internal: bool = False,
+    ) -> Outgoing:
+        """The message as it travels. Raises: ValueError, TypeError, EncodeError, MessageTooLarge."""
+        validate_topic(topic, internal=internal)
+        body, content_type = self._encode(data)
+        now = time.time()
+        wire = {ID: id or self.new_id(), TIME: f"{now:.6f}", CONTENT_TYPE: content_type}
+        if headers:
+            check_headers(headers)
+            wire.update(headers)
+            if priority is None and "priority" in headers:
+                priority = headers["priority"]
+        lane = NORMAL if priority is None else MessagePriority.parse(priority)
+        if lane is not NORMAL:
+            wire[PRIORITY] = lane.name.lower()
+        if metadata:
+            wire[METADATA] = json.dumps(metadata)
+        if sender or self._sender:
+            wire[SENDER] = sender or self._sender or ""
+        for name, value in ((CORRELATION, correlation_id), (REPLY_TO, reply_to), (TRACE_ID, trace_id)):
+            if value:
+                wire[name] = value
+        parent = current_message.get()
+        if parent is not None:
+            _continue_trace(wire, parent._incoming.headers if parent._incoming else {})
+        outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
+        if ttl is not None:
+            outgoing.expires = now + _positive("ttl", ttl)
+            wire[TTL], wire[EXPIRES] = f"{ttl:g}", f"{outgoing.expires:.6f}"
+        if delay:
+            outgoing.not_before = now + _positive("delay", delay)
+        self._check_limits(outgoing)
+        return outgoing
+
+    def _check_limits(self, outgoing: Outgoing) -> None:
+        limits = self._capabilities
+        if limits.max_message is not None and len(outgoing.body) > limits.max_message:
+            raise MessageTooLarge(
+                f"the message for {outgoing.topic!r} has {len(outgoing.body)} bytes, the broker takes {limits.max_message}: "
+                "publish a reference to the data instead"
+            )
+        if limits.max_headers is not None and len(outgoing.headers) > limits.max_headers:
+            raise MessageTooLarge(f"the message for {outgoing.topic!r} has {len(outgoing.headers)} headers, the broker takes {limits.max_headers}")
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Hand one message to the broker. Blocks until it is accepted, for back-pressure, and through an
+        outage, at most the publish timeout. Raises: BrokerUnavailable, PublishUnknown, BackpressureError."""
+        host = self._host
+        if not host.ready:
+            await host.ensure()
+        if not self._direct:
+            await self._enqueue(outgoing)
+            return
+        connection = host.connection
+        if connection is None:
+            connection = await host.connection_up(self._timeout)
+        try:
+            await connection.send((outgoing,))
+        except PartialFailure as failure:
+            raise failure.errors[0] from None
+
+    async def send_all(self, batch: Sequence[Outgoing]) -> None:
+        """As `send`, for several. Raises: PartialFailure with the index of each that failed."""
+        if not self._host.ready:
+            await self._host.ensure()
+        if self._direct:
+            connection = self._host.connection or await self._host.connection_up(self._timeout)
+            await connection.send(batch)
+            return
+        errors: dict[int, Exception] = {}
+        for index, future in enumerate([self._put(outgoing) for outgoing in batch]):
+            try:
+                await future
+            except Exception as error:
+                errors[index] = error
+        if errors:
+            raise PartialFailure(errors)
+
+    async def _enqueue(self, outgoing: Outgoing) -> None:
+        await self._put(outgoing)
+
+    def _put(self, outgoing: Outgoing) -> Future[None]:
+        future: Future[None] = new_future()
+        self._queue.append((outgoing, future, time.monotonic() + self._timeout))
+        self._wakeup.set()
+        return future
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be sent."""
+        return not self._queue and not self._sending
+
+    async def run(self) -> None:
+        """Send what is queued, in batches that form while the batch before is on its way. Until cancelled."""
+        pause = _FIRST_PAUSE
+        while True:
+            if not self._queue:
+                await self._wakeup.wait()
+                continue
+            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+            self._sending = True
+            again = await self._send_batch(batch)
+            self._sending = False
+            self._queue = again + self._queue
+            if again:
+                await anyio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE) if again else _FIRST_PAUSE
+
+    async def _send_batch(self, batch: list[tuple[Outgoing, Future[None], float]]) -> list[tuple[Outgoing, Future[None], float]]:
+        """Returns those to be tried again."""
+        batch = [entry for entry in batch if not entry[1].done()]
+        errors: dict[int, Exception] = {}
+        deadline = min((entry[2] for entry in batch), default=0.0)
+        try:
+            connection = await self._host.connection_up(max(0.0, deadline - time.monotonic()))
+            with anyio.fail_after(self._timeout):
+                await connection.send([entry[0] for entry in batch])
+        except PartialFailure as failure:
+            errors = failure.errors
+        except TimeoutError as error:
+            unknown = PublishUnknown(f"the broker did not answer within {self._timeout:g} s: the message may or may not have been accepted")
+            unknown.__cause__ = error
+            errors = dict.fromkeys(range(len(batch)), unknown)
+        except Exception as error:
+            self._host.suspect(error)
+            errors = dict.fromkeys(range(len(batch)), error)
+        return [entry for index, entry in enumerate(batch) if not _resolve(entry[1], errors.get(index), entry[2])]
+
+
+def _resolve(future: Future[None], error: Exception | None, deadline: float) -> bool:
+    """Tell the publisher how it went; False: not yet, it is worth another try."""
+    if future.done():  # its task was cancelled
+        return True
+    if error is None:
+        future.set_result(None)
+    elif isinstance(error, Unavailable | ConnectionLost) and time.monotonic() < deadline:
+        return False
+    else:
+        future.set_exception(error)
+    return True
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises: TypeError for what is no string, ValueError for AMB's own names and what UTF-8 cannot carry."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header {name!r} must map a str to a str, not to {type(value).__name__}; use metadata= for other values")
+        lowered = name.lower()
+        if not name or lowered.startswith(PREFIX) or lowered == CONTENT_TYPE:
+            raise ValueError(f"header {name!r} is reserved for AMB")
+        if not (name.isascii() and value.isascii()):
+            try:
+                (name + value).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"header {name!r} has a lone surrogate, which UTF-8 cannot carry") from None
+
+
+def _continue_trace(wire: dict[str, str], parent: Mapping[str, str]) -> None:
+    for name in (TRACE_ID, TRACEPARENT, "tracestate"):
+        if name in parent and name not in wire:
+            wire[name] = parent[name]
+
+
+def _positive(name: str, value: float) -> float:
+    if not value >= 0:
+        raise ValueError(f"{name} is a number of seconds and cannot be {value!r}")
+    return value
+
+

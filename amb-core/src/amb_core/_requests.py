@@ -1,0 +1,264 @@
+"""Request and reply: private inbox, matching by an id of AMB's own, scatter, first answer wins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from ._deliver import current_message
+from ._message import CORRELATION, ERROR, EXPIRES, INBOX, REQUEST, Message
+from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
+from .concurrency import Future, new_future
+from .errors import AmbError, NoResponders, RemoteError, RequestTimeout
+
+if TYPE_CHECKING:
+    from ._handlers import Handler
+    from ._lifecycle import Host
+    from ._publish import Publisher
+
+log = logging.getLogger("amb")
+_INBOX_PAUSE = 0.2
+_INBOX_BATCH = 1000
+
+
+class Asked:
+    """A request that waits for `wanted` answers, or for the first that is no error."""
+
+    __slots__ = ("_first_good", "_refused", "_wanted", "answers", "done", "topic")
+
+    def __init__(self, topic: str, wanted: int, first_good: bool) -> None:
+        self.topic, self._wanted, self._first_good = topic, wanted, first_good
+        self.done: Future[None] = new_future()
+        self.answers: list[Message | RemoteError] = []
+        self._refused = 0
+
+    def add(self, answer: Message | RemoteError) -> None:
+        """An answer came."""
+        self.answers.append(answer)
+        good = self._first_good and isinstance(answer, Message)
+        if good or len(self.answers) + self._refused >= self._wanted:
+            self.finish()
+
+    def refused(self) -> None:
+        """One of the topics has no responder."""
+        self._refused += 1
+        if self.answers and len(self.answers) + self._refused >= self._wanted:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait no longer."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Requests:
+    """Both sides of request/reply for one bus."""
+
+    def __init__(self, publisher: Publisher, capabilities: Capabilities, host: Host, decode: Callable[[Incoming], Any]) -> None:
+        self._publisher, self._capabilities, self._host, self._decode = publisher, capabilities, host, decode
+        self._address = INBOX_PREFIX + os.urandom(8).hex()
+        self._ids = count(1)
+        self._asked: dict[str, Asked] = {}
+        self._inbox: anyio.Event | None = None
+        self._inbox_scope: anyio.CancelScope | None = None
+        #: Requests whose handler is running, by message id, for ``bus.reply(request_id, …)``.
+        self.running: dict[str, Message] = {}
+
+    # --- asking
+
+    async def ask(
+        self, outgoings: Sequence[Outgoing], timeout: float, wanted: int, first_good: bool = False
+    ) -> list[Message | RemoteError]:
+        """Publish the request (one copy a topic) and collect answers until `wanted` have come or `timeout`
+        seconds are over. Raises: NoResponders when no topic has any, and as publishing."""
+        if not self._host.ready:
+            await self._host.ensure()
+        if self._inbox is None or not self._inbox.is_set():
+            await self._open_inbox()
+        request_id = format(next(self._ids), "x")
+        asked = self._asked[request_id] = Asked(outgoings[0].topic, wanted, first_good)
+        timer = self._host.timers.call_later(timeout, asked.finish)
+        expires = time.time() + timeout
+        try:
+            for outgoing in outgoings:
+                outgoing.headers |= {INBOX: self._address, REQUEST: request_id, EXPIRES: f"{expires:.6f}"}
+                outgoing.mandatory, outgoing.expires = self._capabilities.no_responders, expires
+            if self._capabilities.single_process:  # sending does not wait for a network
+                await self._send(outgoings, asked)
+            else:
+                with anyio.move_on_after(timeout):
+                    await self._send(outgoings, asked)
+            await asked.done
+        finally:
+            timer.cancel()
+            del self._asked[request_id]
+        return asked.answers
+
+    async def _send(self, outgoings: Sequence[Outgoing], asked: Asked) -> None:
+        refused = 0
+        for outgoing in outgoings:
+            try:
+                await self._publisher.send(outgoing)
+            except NoResponders:
+                refused += 1
+                if refused == len(outgoings):
+                    raise
+                asked.refused()
+
+    async def _open_inbox(self) -> None:
+        if self._inbox is None:
+            self._inbox, self._closed = anyio.Event(), anyio.Event()
+            self._host.start_soon(self._serve_inbox)
+        await self._inbox.wait()
+
+    async def _serve_inbox(self) -> None:
+        with anyio.CancelScope() as self._inbox_scope:
+            while True:
+                try:
+                    await self._hold_inbox(await self._host.connection_up(float("inf")))
+                except AmbError as error:
+                    log.warning("the reply inbox: %s; opening it again", error)
+                    self._host.suspect(error)
+                    await anyio.sleep(_INBOX_PAUSE)
+        self._inbox = self._inbox_scope = None
+        self._closed.set()
+
+    async def _hold_inbox(self, connection: Connection) -> None:
+        assert self._inbox is not None
+        if isinstance(connection, NativeRequests):
+            async with connection.inbox(self._address, self.deliver):
+                self._inbox.set()
+                await self._host.connection_gone()
+        else:
+            source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
+            async with connection.open(source) as feed:
+                self._inbox.set()
+                await self._pump(feed)
+
+    async def _pump(self, feed: Feed) -> None:
+        while True:
+            batch = await feed.receive(_INBOX_BATCH)
+            for incoming in batch:
+                self.deliver(incoming)
+            if batch:
+                await feed.settle([Settlement(incoming.token, "ack") for incoming in batch])
+
+    async def close(self) -> None:
+        """Stop taking answers; who still waits gets none. The next request opens the inbox again."""
+        for asked in self._asked.values():
+            asked.finish()
+        if self._inbox_scope is not None:
+            self._inbox_scope.cancel()
+            await self._closed.wait()
+
+    def deliver(self, incoming: Incoming) -> None:
+        """An answer came: hand it to whoever waits. Late ones are counted and dropped."""
+        asked = self._asked.get(incoming.headers.get(REQUEST, ""))
+        if asked is None or asked.done.done():
+            self._host.stats.late_replies += 1
+            return
+        asked.add(self._answer(incoming, asked.topic))
+
+    def _answer(self, incoming: Incoming, topic: str) -> Message | RemoteError:
+        try:
+            data = self._decode(incoming)
+        except AmbError as error:
+            return RemoteError(f"the reply cannot be decoded: {error}", type(error).__name__, topic)
+        kind = incoming.headers.get(ERROR)
+        return Message._delivered(incoming, data, None) if kind is None else RemoteError(str(data), kind, topic)
+
+    # --- answering
+
+    async def reply(self, request: Message | str, value: object) -> None:
+        """Send `value` to whoever sent `request`. Raises: ValueError if it is no request, or an id that is not open."""
+        await self._publish_reply(self.find(request), value, None)
+
+    async def reply_error(self, request: Message, text: str, kind: str) -> None:
+        """Let the caller's request raise RemoteError."""
+        await self._publish_reply(request, text, kind)
+
+    def find(self, request: Message | str) -> Message:
+        """The open request that `request` names."""
+        if isinstance(request, Message):
+            return request
+        found = self.running.get(request)
+        if found is None:
+            raise ValueError(f"no open request with the id {request!r}: reply while its handler runs, or pass the message itself")
+        return found
+
+    async def _publish_reply(self, request: Message, value: object, error: str | None) -> None:
+        headers = request._incoming.headers if request._incoming is not None else {}
+        inbox, request_id = headers.get(INBOX), headers.get(REQUEST)
+        if inbox is None or request_id is None or not inbox.startswith(INBOX_PREFIX):
+            raise ValueError(f"message {request.id!r} on {request.topic!r} is no request: nobody waits for a reply")
+        outgoing = self._publisher.compose(inbox, value, internal=True)
+        outgoing.headers[REQUEST] = request_id
+        if CORRELATION in headers:
+            outgoing.headers[CORRELATION] = headers[CORRELATION]
+        if error is not None:
+            outgoing.headers[ERROR] = error
+        await self._publisher.send(outgoing)
+
+    def response(self, request: Message) -> Response:
+        """The reply handle that is injected into a responder."""
+        return Response(request, self)
+
+    def answering(self, handler: Handler) -> Handler:
+        """`handler` made a responder: its value is the reply, its exception the caller's RemoteError."""
+        inner = handler.call
+
+        async def call(*arguments: Any) -> None:
+            message = current_message.get()
+            assert message is not None
+            incoming = message._incoming
+            if incoming is None or INBOX not in incoming.headers:
+                await inner(*arguments)
+                return
+            try:
+                value = await inner(*arguments)
+            except (Exception, SystemExit) as error:
+                await self.reply_error(message, str(error), type(error).__name__)
+                message.ack()  # the caller knows: no retry, no dead letter
+                raise
+            sent = handler.takes_reply and arguments[1].sent
+            if not sent and (value is not None or not handler.takes_reply):
+                await self.reply(message, value)
+
+        return msgspec.structs.replace(handler, call=call)
+
+
+class Response:
+    """The reply to one request, for a responder that wants to say when and what it answers."""
+
+    def __init__(self, request: Message, requests: Requests) -> None:
+        self._request, self._requests = request, requests
+        self.sent = False
+
+    async def send(self, value: object) -> None:
+        """Answer with `value`; blocks as publishing does. Raises: ValueError if nobody waits for a reply."""
+        self.sent = True
+        await self._requests.reply(self._request, value)
+
+    async def error(self, text: str) -> None:
+        """Let the caller's request raise RemoteError with `text`. Otherwise as `send`."""
+        self.sent = True
+        await self._requests.reply_error(self._request, text, "Error")
+
+
+def single(answers: Sequence[Message | RemoteError], topics: Sequence[str], timeout: float) -> Message:
+    """The first good answer, else the last error, else a time-out."""
+    for answer in answers:
+        if isinstance(answer, Message):
+            return answer
+    for answer in answers:
+        if isinstance(answer, RemoteError):
+            raise answer
+    names = ", ".join(repr(topic) for topic in topics)
+    raise RequestTimeout(f"no reply from {names} within {timeout:g} s: is a responder subscribed and fast enough?")
