@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import anyio
 import msgspec
@@ -36,6 +36,31 @@ _UNBOUNDED = 1 << 30
 _PING_TIMEOUT = 3.0
 _EVENTS = ("circuit_breaker.opened", "circuit_breaker.half_open", "circuit_breaker.closed", "message.dropped",
            "subscription.lost", "subscription.restored")  # fmt: skip
+
+
+class PublishOptions(TypedDict, total=False):
+    """What a message may be published with."""
+
+    topic: str
+    payload: Any
+    data: Any
+    #: String pairs of the publisher's own. A header ``priority`` sets the priority.
+    headers: Mapping[str, str]
+    priority: MessagePriority | str | int
+    #: Seconds after which it is not delivered any more.
+    ttl: float
+    sender: str
+    #: The ordering key.
+    key: str
+    trace_id: str
+    correlation_id: str
+    reply_to: str
+    #: Free data, carried as JSON.
+    metadata: Mapping[str, Any]
+    #: Return only when the broker has accepted it as durably as it can.
+    wait_for_confirmation: bool
+    #: Seconds before which it is not delivered.
+    delay: float
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -157,76 +182,58 @@ class MessageBus:
 
     # --- publishing
 
-    async def publish(
-        self,
-        topic_or_message: str | Message | None = None,
-        message: Any = None,
-        *,
-        topic: str | None = None,
-        payload: Any = None,
-        data: Any = None,
-        headers: Mapping[str, str] | None = None,
-        priority: MessagePriority | str | int | None = None,
-        ttl: float | None = None,
-        sender: str | None = None,
-        key: str | None = None,
-        trace_id: str | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        wait_for_confirmation: bool = False,
-        delay: float | None = None,
-    ) -> str:
+    async def publish(self, topic_or_message: str | Message | None = None, message: Any = None, **options: Unpack[PublishOptions]) -> str:
         """Publish to a topic; returns the message's id.
 
         Returns when the broker has taken the message, with `wait_for_confirmation` as durably as it can
         (``capabilities.confirm``); never waits for handlers. Blocks for back-pressure and through an outage,
-        at most `publish_timeout`. `ttl` and `delay` are seconds; `key` is the ordering key. The content may
-        be given as second argument, `message`, `payload` or `data`.
+        at most `publish_timeout`. The content is the second argument, or `message`, `payload` or `data`; topic and
+        content may also come as one Message. Options: see `PublishOptions`.
         Raises: ValueError (topic, headers, numbers), EncodeError, MessageTooLarge, UnsupportedError (delay),
         CircuitOpen, BackpressureError, BrokerUnavailable, PublishUnknown, BusClosed."""
-        options = {
-            "headers": headers, "priority": priority, "ttl": ttl, "sender": sender, "key": key, "trace_id": trace_id,
-            "correlation_id": correlation_id, "reply_to": reply_to, "metadata": metadata, "delay": delay,
-        }  # fmt: skip
-        outgoing = self._compose(topic_or_message, message, topic, payload, data, options)
-        outgoing.confirm = wait_for_confirmation
-        if delay:
-            require(self.broker, "delayed publishing", lambda c: c.delay != "none")
-        await self._send(outgoing)
+        if options or type(topic_or_message) is not str:
+            outgoing = self._compose(topic_or_message, message, dict(options))
+        else:
+            outgoing = self.publisher.plain(topic_or_message, message)
+        if self.circuit_breaker is not None:
+            self._check_breaker(outgoing.topic)
+        await self.publisher.send(outgoing)
+        self.host.stats.published += 1
         return outgoing.headers["amb-id"]
 
     async def publish_batch(self, messages: Sequence[Message]) -> list[str]:
         """Publish several messages in as few steps as the broker allows; returns their ids.
 
         Raises: PartialFailure mapping the index of each that failed to its error; the others went through."""
-        outgoings = [self._compose(message, None, None, None, None, {}) for message in messages]
+        outgoings = [self._compose(message, None, {}) for message in messages]
         for outgoing in outgoings:
             self._check_breaker(outgoing.topic)
         await self.publisher.send_all(outgoings)
         self.host.stats.published += len(outgoings)
         return [outgoing.headers["amb-id"] for outgoing in outgoings]
 
-    def _compose(self, first: Any, second: Any, topic: str | None, payload: Any, data: Any, options: dict[str, Any]) -> Outgoing:
-        content = [value for value in (second, payload, data) if value is not None]
-        if len(content) > 1:
+    def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:
+        unknown = options.keys() - PublishOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"publishing takes no option {unknown.pop()!r}; it takes {', '.join(PublishOptions.__annotations__)}")
+        contents = [value for value in (content, options.pop("payload", None), options.pop("data", None)) if value is not None]
+        if len(contents) > 1:
             raise TypeError("give the content once: as second argument, message=, payload= or data=")
+        topic = options.pop("topic", None)
         if isinstance(first, Message):
-            if content or topic is not None:
+            if contents or topic is not None:
                 raise TypeError("a Message brings its own topic and content")
-            return self.publisher.compose(first.topic, first.data, **_message_options(first, options))
-        if first is not None and topic is not None:
+            options = _message_options(first, options)
+            topic, contents = first.topic, [first.data]
+        elif first is not None and topic is not None:
             raise TypeError("give the topic once")
-        name = topic if first is None else first
+        name = topic if topic is not None else first
         if name is None:
-            raise TypeError("publish needs a topic and a message: publish('topic', {'key': 'value'})")
-        return self.publisher.compose(name, content[0] if content else None, **options)
-
-    async def _send(self, outgoing: Outgoing) -> None:
-        if self.circuit_breaker is not None:
-            self._check_breaker(outgoing.topic)
-        await self.publisher.send(outgoing)
-        self.host.stats.published += 1
+            raise TypeError("publishing needs a topic and a message: publish('topic', {'key': 'value'})")
+        if options.get("delay"):
+            require(self.broker, "delayed publishing", lambda c: c.delay != "none")
+        options["confirm"] = options.pop("wait_for_confirmation", False)
+        return self.publisher.compose(name, contents[0] if contents else None, **options)
 
     def breaker(self, topic: str) -> Breaker:
         """The bus-wide circuit breaker for a topic or pattern."""
@@ -338,20 +345,16 @@ class MessageBus:
 
     async def request(
         self,
-        topic: str | Message | None = None,
+        topic: str | Message,
         message: Any = None,
         timeout: float = 30.0,
-        *,
-        payload: Any = None,
-        data: Any = None,
-        **options: Any,
+        **options: Unpack[PublishOptions],
     ) -> Message:
-        """Publish a request and return the first reply. Options: `headers`, `priority`, `sender`, `key`,
-        `correlation_id`, `trace_id`, `metadata`.
+        """Publish a request and return the first reply. Options: as `publish`.
 
         Raises: RequestTimeout (a TimeoutError) after `timeout` seconds; NoResponders at once where the broker can tell;
         RemoteError when the responder failed; and as `publish`."""
-        outgoing = self._compose(topic, message, None, payload, data, options)
+        outgoing = self._compose(topic, message, dict(options)) if options or type(topic) is not str else self.publisher.plain(topic, message)
         return single(await self._ask([outgoing], timeout, 1), [outgoing.topic], timeout)
 
     async def scatter(
@@ -361,14 +364,14 @@ class MessageBus:
         timeout: float = 5.0,
         min_responses: int = 0,
         max_responses: int | None = None,
-        **options: Any,
+        **options: Unpack[PublishOptions],
     ) -> list[Message]:
         """Ask everybody on `topic`; return when `max_responses` have answered or `timeout` seconds are over.
         Failed responders count as no answer. Raises: RequestTimeout with the partial `responses` if fewer
         than `min_responses` came; ValueError; and as `publish`."""
         if max_responses is not None and max_responses < max(min_responses, 1):
             raise ValueError(f"max_responses ({max_responses}) cannot be below min_responses ({min_responses}) or 1")
-        outgoing = self._compose(topic, message, None, None, None, options)
+        outgoing = self._compose(topic, message, dict(options))
         try:
             answers = await self._ask([outgoing], timeout, max_responses or _UNBOUNDED)
         except AmbError as error:
@@ -380,12 +383,14 @@ class MessageBus:
             raise RequestTimeout(f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} came within {timeout:g} s", responses)
         return responses
 
-    async def request_first(self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Any) -> Message:
+    async def request_first(
+        self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Unpack[PublishOptions]
+    ) -> Message:
         """Ask on several topics; the first good reply wins, the others are dropped. Raises: the last
         RemoteError if all failed; otherwise as `request`."""
         if isinstance(topics, str) or not topics:
             raise TypeError("request_first takes a list of topics")
-        outgoings = [self._compose(topic, message, None, None, None, dict(options)) for topic in topics]
+        outgoings = [self._compose(topic, message, dict(options)) for topic in topics]
         return single(await self._ask(outgoings, timeout, len(outgoings), first_good=True), topics, timeout)
 
     async def _ask(self, outgoings: Sequence[Outgoing], timeout: float, wanted: int, first_good: bool = False) -> Any:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,7 +20,7 @@ from ._breaker import Breaker
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
 from ._message import PRIORITY, priority_of
-from .broker import Capabilities, Feed, Incoming, KnowsPeers, Settlement, Source
+from .broker import Capabilities, Feed, KnowsPeers, Source
 from .concurrency import Future, Wakeup, new_future
 from .errors import AmbError, BrokerUnavailable, LeaseLost, PartialFailure
 from .lanes import Lanes
@@ -73,7 +72,7 @@ class Consumer:
         self._pending: list[Delivery] = []
         self._waiters: list[Future[None]] = []
         self._flush_due = 0.0
-        self._flushing = self._flush_coming = self._dry = False
+        self._flushing = self._flush_coming = self._dry = self._some_dead = False
         self._receiver: anyio.CancelScope | None = None
         self._workers = 0
         self._scopes: set[anyio.CancelScope] = set()
@@ -148,31 +147,23 @@ class Consumer:
             self._scopes.add(scope)
             try:
                 while self._workers <= self.concurrency and not self.aborted:
-                    await self._step(parking, scope)
+                    delivery = self._next() if self._lanes else None
+                    if delivery is None:
+                        delivery = await self._fetch(parking, scope)
+                    if delivery is not None:
+                        await self._handle(delivery)
             finally:
                 self._scopes.discard(scope)
                 self._workers -= 1
                 if parking in self._idle:
                     self._idle.remove(parking)
                 self._look_quiet()
-        if self._lanes and not self.aborted:
-            self.kick()
+        if not self.aborted:
+            self.kick()  # the receiver's role, or a delivery, may be left to somebody else
 
-    async def _step(self, parking: Wakeup, scope: anyio.CancelScope) -> None:
-        delivery = self._next()
-        if delivery is None:
-            if self._pending and not self._flushing and self.feed is not None:
-                await self.flush()
-                return
-            slots = self._slots()
-            if slots > 0 and self._receiver is None and self.feed is not None:
-                delivery = await self._receive(self.feed, slots, scope)
-            else:
-                await self._park(parking)
-            if delivery is None:
-                return
-        self.running += 1
+    async def _handle(self, delivery: Delivery) -> None:
         self.started += 1
+        self.running += 1
         try:
             if self._batch is None:
                 await self.processor.run(delivery)
@@ -182,6 +173,18 @@ class Consumer:
             self.running -= 1
         if self._pending and not self._flushing and time.monotonic() >= self._flush_due:
             await self.flush()
+
+    async def _fetch(self, parking: Wakeup, scope: anyio.CancelScope) -> Delivery | None:
+        """Nothing waits here: settle, then receive, or rest until there is something to do."""
+        if self._pending and not self._flushing and self.feed is not None:
+            await self.flush()
+            if self._lanes:
+                return None
+        slots = self._slots()
+        if slots > 0 and self._receiver is None and self.feed is not None:
+            return await self._receive(self.feed, slots, scope)
+        await self._park(parking)
+        return None
 
     async def _park(self, parking: Wakeup) -> None:
         self._idle.append(parking)
@@ -225,25 +228,25 @@ class Consumer:
             return None
         finally:
             self._receiver = None
-        self.last_receive = time.monotonic()
+        self.last_receive = now = time.monotonic()
         if not batch:
             self._dry = self.finishing
             return None
+        tick = 0
         if self.renewal is not None:
             self.renewal.arm()
-        if len(batch) == 1 and not self._lanes and not self.source.ordered_by:
-            return self._opened(batch[0])
-        for incoming in batch:
-            self._lanes.push(priority_of(incoming.headers) if PRIORITY in incoming.headers else 3, self._opened(incoming))
-        return self._next()
-
-    def _opened(self, incoming: Incoming) -> Delivery:
-        delivery = Delivery(incoming, self, self.renewal.tick if self.renewal is not None else 0)
+            tick = self.renewal.tick
         if not self.open and not self._pending:
-            self._flush_due = self.last_receive + SETTLE_WITHIN
-        self.open[incoming.token] = delivery
-        self.host.stats.delivered += 1
-        return delivery
+            self._flush_due = now + SETTLE_WITHIN
+        self.host.stats.delivered += len(batch)
+        opened, push = self.open, self._lanes.push
+        if len(batch) == 1 and not self._lanes and not self.source.ordered_by:
+            opened[batch[0].token] = delivery = Delivery(batch[0], self, tick)
+            return delivery
+        for incoming in batch:
+            opened[incoming.token] = delivery = Delivery(incoming, self, tick)
+            push(priority_of(incoming.headers) if PRIORITY in incoming.headers else 3, delivery)
+        return self._next()
 
     async def _collect(self, first: Delivery, limits: tuple[int, float]) -> list[Delivery]:
         """Up to ``limits[0]`` deliveries, waiting at most ``limits[1]`` seconds for them."""
@@ -307,6 +310,7 @@ class Consumer:
         if delivery.lost or (delivery.local and delivery.verdict != "dead"):
             self._close(delivery)
         else:
+            self._some_dead = self._some_dead or delivery.verdict == "dead"
             self._pending.append(delivery)
 
     def left_open(self, delivery: Delivery) -> None:
@@ -372,51 +376,61 @@ class Consumer:
         finally:
             self._flushing = False
             self._flush_due = time.monotonic() + SETTLE_WITHIN
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            if self._waiters:
+                self._tell_waiters()
 
-    async def _carry_out(self, batch: Sequence[Delivery], feed: Feed) -> None:
-        dead = [delivery for delivery in batch if delivery.verdict == "dead"]
-        if dead:
-            for kept in await self.undertaker.bury(dead, self):
-                self._keep(kept)
-        errors: dict[int, Exception] = {}
-        told = [d for d in batch if not d.local and not d.settled]
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _carry_out(self, batch: list[Delivery], feed: Feed) -> None:
+        if self._some_dead:
+            batch = await self._bury(batch)
         try:
-            if told:
-                await feed.settle([delivery.settlement() for delivery in told])
+            await feed.settle([delivery.settlement() for delivery in batch])
         except PartialFailure as failure:
-            errors = failure.errors
+            for index, error in failure.errors.items():
+                self._not_settled(batch[index], error)
         except Exception as error:
             if not isinstance(error, AmbError):
                 log.exception("settling on %r raised what its contract does not allow", self.source.pattern)
             self.fail(feed, error)
             raise BrokerUnavailable(str(error)) from error
-        for index, delivery in enumerate(told):
-            self._after_settling(delivery, errors.get(index))
+        acked = 0
+        for delivery in batch:
+            if not delivery.unsettled_again:
+                acked += delivery.verdict == "ack"
+                self._close(delivery)
+            delivery.unsettled_again = False
+        self.host.stats.acked += acked
+
+    async def _bury(self, batch: list[Delivery]) -> list[Delivery]:
+        """Store the dead letters among `batch`. Returns what the broker is to be told."""
+        self._some_dead = False
+        dead = [delivery for delivery in batch if delivery.verdict == "dead"]
+        for kept in await self.undertaker.bury(dead, self) if dead else ():
+            self._keep(kept)
         for delivery in batch:
             if delivery.local:
                 self._close(delivery)
+        return [delivery for delivery in batch if not delivery.settled]
+
+    def _not_settled(self, delivery: Delivery, error: Exception) -> None:
+        if isinstance(error, BrokerUnavailable):
+            delivery.unsettled_again = True
+            self._pending.append(delivery)
+            return
+        self.host.stats.settle_errors += 1
+        what = "was taken back before it was settled and comes again" if isinstance(error, LeaseLost) else "could not be settled"
+        log.warning("message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error)
 
     def _keep(self, delivery: Delivery) -> None:
         """A dead letter that could not be stored: the original must not go."""
         delivery.verdict, delivery.delay = "retry", STORE_AGAIN
         if not self.by_broker or not self._delays:
             self._hold(delivery)
-
-    def _after_settling(self, delivery: Delivery, error: Exception | None) -> None:
-        if isinstance(error, BrokerUnavailable):
-            self._pending.append(delivery)
-            return
-        if error is not None:
-            self.host.stats.settle_errors += 1
-            what = "was taken back before it was settled and comes again" if isinstance(error, LeaseLost) else "could not be settled"
-            log.warning("message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error)
-        elif delivery.verdict == "ack":
-            self.host.stats.acked += 1
-        self._close(delivery)
 
     def _close(self, delivery: Delivery) -> None:
         delivery.settled = True

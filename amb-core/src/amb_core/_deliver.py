@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ import anyio
 
 from ._filters import MessageFilter
 from ._handlers import Handler
-from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, INBOX, AckMode, Message, Settled, number
+from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, ID, INBOX, AckMode, Message, Settled, number
 from ._retry import RetryPolicy
 from .broker import Incoming, Settlement, Verdict
-from .concurrency import absorb_cancellation, drive
+from .concurrency import absorb_cancellation, drive, resume
 from .errors import AlreadySettled, DecodeError
 
 if TYPE_CHECKING:
@@ -35,19 +35,21 @@ _UNDECODED: Any = object()
 class Delivery:
     """One message between ``receive`` and ``settle``."""
 
-    __slots__ = ("delay", "error", "held_key", "incoming", "local", "lost", "owner", "reason", "running", "settled", "tick", "verdict")
+    # Defaults on the class, not slots: a delivery that simply succeeds sets three attributes, not twelve.
+    verdict: str | None = None
+    delay = 0.0
+    reason = ""
+    error: BaseException | None = None
+    #: Retried inside this process and no longer known to the broker.
+    local = False
+    #: Holds its ordering key while it waits for its next try.
+    held_key = False
+    #: The broker could not be told just now.
+    unsettled_again = False
+    lost = settled = running = False
 
     def __init__(self, incoming: Incoming, owner: Consumer, tick: int) -> None:
         self.incoming, self.owner, self.tick = incoming, owner, tick
-        self.verdict: str | None = None
-        self.delay = 0.0
-        self.reason = ""
-        self.error: BaseException | None = None
-        #: Retried inside this process and no longer known to the broker.
-        self.local = False
-        #: Holds its ordering key while it waits for its next try.
-        self.held_key = False
-        self.lost = self.settled = self.running = False
 
     def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled:
         """See `Message.ack`. May be called from the thread of a synchronous handler."""
@@ -77,6 +79,8 @@ class Delivery:
 
     def settlement(self) -> Settlement:
         """The verdict as the broker is told it."""
+        if self.verdict == "ack":
+            return Settlement(self.incoming.token, "ack")
         verdict: Verdict = "discard" if self.verdict == "dead" else self.verdict  # type: ignore[assignment]
         return Settlement(self.incoming.token, verdict, self.delay, self.incoming.attempt)
 
@@ -106,6 +110,8 @@ class Processor:
         self._call, self._bare, self._takes_reply = handler.call, handler.bare, handler.takes_reply
         self._group = consumer.source.group or ""
         self._requests = requests
+        #: Nothing to do after a handler returned but to acknowledge.
+        self._simple = self._auto and not consumer.breakers and not consumer.source.ordered_by
 
     def check_delay(self, delay: float) -> None:
         """Raises: ValueError if the broker cannot delay that long."""
@@ -117,24 +123,32 @@ class Processor:
         message = self.prepare(delivery)
         if message is None:
             return
-        delivery.running = True
         current_message.set(message)
-        argument = message.data if self._bare else message
-        is_request = INBOX in delivery.incoming.headers
-        if is_request:
-            self._requests.running[message.id] = message
+        context = copy_context()
+        delivery.running = True
         try:
-            coroutine = self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
-            await drive(coroutine, copy_context(), self._consumer.suspended)
+            coroutine = self._called(message)
+            try:
+                trap = context.run(coroutine.send, None)
+            except StopIteration:
+                pass
+            else:
+                self._consumer.suspended()
+                await resume(coroutine, trap, context)
         except BaseException as error:
             delivery.running = False
             self.raised((delivery,), error)
         else:
             delivery.running = False
-            self.returned((delivery,))
-        finally:
-            if is_request:
-                self._requests.running.pop(message.id, None)
+            if self._simple and delivery.verdict is None:
+                delivery.verdict = "ack"
+                self._consumer.decided(delivery)
+            else:
+                self.returned((delivery,))
+
+    def _called(self, message: Message) -> Coroutine[Any, Any, Any]:
+        argument = message.data if self._bare else message
+        return self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
 
     async def run_batch(self, deliveries: Sequence[Delivery]) -> None:
         """As `run`, for a handler that takes a list."""
@@ -171,6 +185,8 @@ class Processor:
             delivery.settle("discard", reason="expired")
             return None
         message = Message._delivered(incoming, _UNDECODED, delivery)
+        if INBOX in headers and ID in headers:
+            self._requests.held[headers[ID]] = message
         try:
             return self._decoded(message, delivery)
         except DecodeError as error:

@@ -137,7 +137,7 @@ class Message:
     Message with the same id, or to any other value that equals its data.
     """
 
-    __slots__ = ("_delivery", "_envelope", "_incoming", "data", "topic")
+    __slots__ = ("__weakref__", "_delivery", "_envelope", "_incoming", "data", "topic")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(

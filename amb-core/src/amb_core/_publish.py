@@ -38,6 +38,7 @@ class Publisher:
         self._prefix = os.urandom(6).hex() + "-"
         self._count = count(1)
         self._direct = capabilities.single_process
+        self._limited = capabilities.max_message is not None or capabilities.max_headers is not None
         self._queue: list[tuple[Outgoing, Future[None], float]] = []
         self._wakeup = Wakeup()
         self._sending = False
@@ -45,6 +46,20 @@ class Publisher:
     def new_id(self) -> str:
         """A message id: random per bus, then counted."""
         return self._prefix + format(next(self._count), "x")
+
+    def plain(self, topic: str, data: object) -> Outgoing:
+        """`compose` without options: what most messages are, at half the cost."""
+        if current_message.get() is not None:
+            return self.compose(topic, data)
+        validate_topic(topic)
+        body, content_type = self._encode(data)
+        wire = {ID: self._prefix + format(next(self._count), "x"), TIME: f"{time.time():.6f}", CONTENT_TYPE: content_type}
+        if self._sender is not None:
+            wire[SENDER] = self._sender
+        outgoing = Outgoing(topic, body, wire)
+        if self._limited:
+            self._check_limits(outgoing)
+        return outgoing
 
     def compose(
         self,
@@ -82,12 +97,12 @@ class Publisher:
             wire[METADATA] = json.dumps(metadata)
         if sender or self._sender:
             wire[SENDER] = sender or self._sender or ""
-        for name, value in ((CORRELATION, correlation_id), (REPLY_TO, reply_to), (TRACE_ID, trace_id)):
-            if value:
-                wire[name] = value
+        if correlation_id or reply_to or trace_id:
+            given = {CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
+            wire.update((name, value) for name, value in given.items() if value)
         parent = current_message.get()
-        if parent is not None:
-            _continue_trace(wire, parent._incoming.headers if parent._incoming else {})
+        if parent is not None and parent._incoming is not None and len(parent._incoming.headers) > 3:
+            _continue_trace(wire, parent._incoming.headers)
         outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
         if ttl is not None:
             outgoing.expires = now + _positive("ttl", ttl)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -68,8 +69,8 @@ class Requests:
         self._asked: dict[str, Asked] = {}
         self._inbox: anyio.Event | None = None
         self._inbox_scope: anyio.CancelScope | None = None
-        #: Requests whose handler is running, by message id, for ``bus.reply(request_id, …)``.
-        self.running: dict[str, Message] = {}
+        #: Requests that somebody still holds, by message id, for ``bus.reply(request_id, …)``.
+        self.held: WeakValueDictionary[str, Message] = WeakValueDictionary()
 
     # --- asking
 
@@ -172,7 +173,11 @@ class Requests:
         except AmbError as error:
             return RemoteError(f"the reply cannot be decoded: {error}", type(error).__name__, topic)
         kind = incoming.headers.get(ERROR)
-        return Message._delivered(incoming, data, None) if kind is None else RemoteError(str(data), kind, topic)
+        if kind is not None:
+            return RemoteError(str(data), kind, topic)
+        answer = Message._delivered(incoming, data, None)
+        answer.topic = topic
+        return answer
 
     # --- answering
 
@@ -188,9 +193,9 @@ class Requests:
         """The open request that `request` names."""
         if isinstance(request, Message):
             return request
-        found = self.running.get(request)
+        found = self.held.get(request)
         if found is None:
-            raise ValueError(f"no open request with the id {request!r}: reply while its handler runs, or pass the message itself")
+            raise ValueError(f"no open request with the id {request!r}: reply while the message is held, or pass the message itself")
         return found
 
     async def _publish_reply(self, request: Message, value: object, error: str | None) -> None:

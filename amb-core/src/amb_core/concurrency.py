@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Future", "Wakeup", "absorb_cancellation", "drive", "new_future"]
+__all__ = ["Future", "Wakeup", "absorb_cancellation", "drive", "new_future", "resume"]
 
 T = TypeVar("T")
 
@@ -110,19 +110,24 @@ class Wakeup:
         self._set = False
 
 
-@types.coroutine
-def drive(coroutine: Coroutine[Any, Any, T], context: Context, suspended: Callable[[], None]) -> Generator[Any, Any, T]:
+async def drive(coroutine: Coroutine[Any, Any, T], context: Context, suspended: Callable[[], None]) -> T:
     """Await `coroutine` in the current task, but in `context`; call `suspended` when it first has to wait.
 
     A coroutine that never waits costs no switch, and whoever started it learns when one that does makes
     room for other work. Context variables it sets stay in `context`.
     """
-    run = context.run
     try:
-        trap = run(coroutine.send, None)
+        trap = context.run(coroutine.send, None)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     suspended()
+    return await resume(coroutine, trap, context)
+
+
+@types.coroutine
+def resume(coroutine: Coroutine[Any, Any, T], trap: object, context: Context) -> Generator[Any, Any, T]:
+    """Await the rest of a coroutine that was started by hand and has yielded `trap`."""
+    run = context.run
     while True:
         try:
             sent = yield trap
