@@ -1,0 +1,158 @@
+"""What the commands share: the broker options, payloads in, messages out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+import anyio
+import click
+import msgspec
+
+from .. import Message, MessageBus, MessagePriority
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+PRIORITIES = click.Choice([member.name.lower() for member in MessagePriority], case_sensitive=False)
+
+
+class _Seconds(click.ParamType):
+    """A positive, finite number of seconds."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value} must be above 0 seconds", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds()
+
+
+class Where(msgspec.Struct, frozen=True):
+    """Which broker a command talks to."""
+
+    broker: str | None
+    url: str | None
+    connect_timeout: float
+
+    def bus(self, **settings: Any) -> MessageBus:
+        """An unconnected bus. Says in one line on stderr when other processes cannot see what it does."""
+        bus = MessageBus(self.broker, broker_url=self.url, connect_timeout=self.connect_timeout, sender="amb-cli", **settings)
+        if bus.capabilities.single_process:
+            note("this broker lives inside one process, so other programs neither see nor answer this; "
+                 "name a real one with --broker, --url or AMB_BROKER")  # fmt: skip
+        return bus
+
+
+def broker_options(command: F) -> F:
+    """Add --broker, --url and --connect-timeout; the command gets them as `where`."""
+
+    @functools.wraps(command)
+    def call(*, broker: str | None, url: str | None, connect_timeout: float, **rest: Any) -> Any:
+        return command(where=Where(broker, url, connect_timeout), **rest)
+
+    options = (
+        click.option("--broker", metavar="NAME", help="Broker name or URL.  [default: AMB_BROKER, else memory]"),
+        click.option("--url", metavar="URL", help="Where the broker is.  [default: the broker's AMB_… variable]"),
+        click.option("--connect-timeout", metavar="S", type=SECONDS, default=5.0, show_default=True,
+                     help="Seconds to keep trying to connect."),
+    )  # fmt: skip
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), call)  # type: ignore[return-value]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+def examples(*lines: str) -> str:
+    """An epilog of worked examples that click does not re-wrap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def run(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Run `work` to its end on asyncio. Ctrl-C cancels it, lets it clean up, then raises KeyboardInterrupt."""
+    return anyio.run(work, *arguments)
+
+
+def note(text: str) -> None:
+    """One line for people, on stderr."""
+    click.echo(f"amb: note: {text}", err=True)
+
+
+def read_payload(text: str, as_text: bool = False) -> Any:
+    """The value of a PAYLOAD argument: JSON, or the text itself where it is plainly none. ``-`` reads stdin.
+
+    Raises: click.UsageError for something that begins like JSON and is not: a typo must not travel as text."""
+    if text == "-":
+        text = sys.stdin.read().removesuffix("\n")
+    return text if as_text else parse_payload(text)
+
+
+def parse_payload(text: str) -> Any:
+    """As `read_payload`, without stdin."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise click.UsageError(f"the payload looks like JSON but is not ({error}); use --text to send it as text") from None
+        return text
+    except UnicodeEncodeError:
+        raise click.UsageError("the payload is not valid UTF-8 text") from None
+
+
+def parse_headers(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``("k=v", …)`` as a dict. Raises: click.UsageError for one without ``=``."""
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise click.UsageError(f"--header {pair!r} must look like name=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def message_record(message: Message) -> dict[str, Any]:
+    """A message as JSON-able fields; what is absent is left out."""
+    fields = {
+        "id": message.id,
+        "topic": message.topic,
+        "data": message.data,
+        "timestamp": float(message.timestamp),
+        "priority": message.priority.name.lower(),
+        "attempt": message.attempt,
+        "headers": message.headers or None,
+        "metadata": message.metadata or None,
+        "sender": message.sender,
+        "key": message.key,
+        "correlation_id": message.correlation_id,
+        "ttl": message.ttl,
+        "position": message.position,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def echo_json(value: Any) -> None:
+    """One JSON value on one line of stdout, flushed."""
+    click.echo(to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON; what JSON has no form for becomes its text."""
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def data_text(data: Any) -> str:
+    """A payload for people: text as it is, everything else as JSON. Control characters are escaped, since a
+    message must not be able to write to the terminal."""
+    text = data if isinstance(data, str) else to_json(data)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def clock(seconds: float) -> str:
+    """A time of day for people."""
+    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]

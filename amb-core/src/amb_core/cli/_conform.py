@@ -1,0 +1,44 @@
+"""``amb conform BROKER``: the conformance kit on the command line."""
+
+from __future__ import annotations
+
+import click
+
+from .. import MessageBus
+from ._common import echo_json, examples, json_option, note
+from ._exit import CommandFailed, ExitCode
+
+
+@click.command(
+    epilog=examples(
+        "amb conform memory",
+        "amb conform redis --url redis://localhost:6379/9",
+        "amb conform acme --only A --only D7         # a section, a case",
+        "amb conform redis --json > report.json",
+    )
+)
+@click.argument("broker")
+@click.option("--url", metavar="URL", help="Where the broker is.  [default: the broker's AMB_… variable]")
+@click.option("--only", "ids", metavar="ID", multiple=True, help="A case (D7) or section (D); may be repeated.")
+@click.option("--jobs", type=click.IntRange(min=1), default=16, show_default=True, help="Cases that run at the same time.")
+@json_option
+def conform(broker: str, url: str | None, ids: tuple[str, ...], jobs: int, as_json: bool) -> None:
+    """Run AMB's conformance cases against BROKER (a name or URL) and print one line a case.
+
+    Use a server of its own: the cases write, consume and delete. Ends in 0 if nothing failed, else in 1.
+    """
+    try:
+        from .. import testing
+    except ModuleNotFoundError as error:
+        raise CommandFailed(
+            f"the conformance kit needs {error.name!r}, which is not installed: pip install 'amb-core[testing]'", ExitCode.NOT_FOUND
+        ) from error
+    value = MessageBus(broker, broker_url=url).broker
+    note(f"running the conformance cases against {value!r}")
+    report = testing.conform(value, ids=ids or None, jobs=jobs)
+    if as_json:
+        echo_json({**report.summary(), "outcomes": report.outcomes})
+    else:
+        click.echo(report.table())
+    if not report.ok:
+        raise CommandFailed(f"{len(report.ids('failed'))} case(s) failed: {' '.join(report.ids('failed'))}")
