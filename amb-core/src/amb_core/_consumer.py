@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,7 +20,7 @@ import msgspec
 from ._breaker import Breaker
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
-from ._message import PRIORITY, priority_of
+from ._message import NORMAL, PRIORITY, priority_of
 from .broker import Capabilities, Feed, KnowsPeers, Source
 from .concurrency import Future, Wakeup, new_future
 from .errors import AmbError, BrokerUnavailable, LeaseLost, PartialFailure
@@ -66,10 +67,12 @@ class Consumer:
         self.started = 0
         self.running = 0
         self.open: dict[Any, Delivery] = {}
+        #: Received and not started: in plain order, or in lanes as soon as one of them has a priority.
+        self._ready: deque[Delivery] = deque()
         self._lanes: Lanes[Delivery] = Lanes()
         self._busy_keys: dict[str, deque[Delivery]] = {}
         self._held: set[Delivery] = set()
-        self._pending: list[Delivery] = []
+        self.pending: list[Delivery] = []
         self._waiters: list[Future[None]] = []
         self._flush_due = 0.0
         self._flushing = self._flush_coming = self._dry = self._some_dead = False
@@ -85,7 +88,7 @@ class Consumer:
         """Consume from `feed` until `detach`."""
         self.feed, self.ended = feed, new_future()
         self.last_receive = time.monotonic()
-        if self._pending:
+        if self.pending:
             self.flush_soon()
         self.kick()
 
@@ -137,21 +140,31 @@ class Consumer:
 
     def suspended(self) -> None:
         """A handler has begun to wait: somebody else takes the next delivery, or the receiver's role."""
-        if self._lanes or (self._receiver is None and self._slots() > 0):
+        if self._ready or self._lanes or (self._receiver is None and self._slots() > 0):
             self.kick()
 
     async def _work(self) -> None:
-        parking = Wakeup()
+        parking, start = Wakeup(), self.processor.start
         current_consumer.set(self)
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
                 while self._workers <= self.concurrency and not self.aborted:
-                    delivery = self._next() if self._lanes else None
+                    delivery = self._next() if self._ready or self._lanes else None
                     if delivery is None:
                         delivery = await self._fetch(parking, scope)
-                    if delivery is not None:
-                        await self._handle(delivery)
+                        if delivery is None:
+                            continue
+                    self.started += 1
+                    self.running += 1
+                    try:
+                        rest = start(delivery) if self._batch is None else self._start_batch(delivery, self._batch)
+                        if rest is not None:
+                            await rest
+                    finally:
+                        self.running -= 1
+                    if self.pending and not self._flushing and time.monotonic() >= self._flush_due:
+                        await self.flush()
             finally:
                 self._scopes.discard(scope)
                 self._workers -= 1
@@ -161,28 +174,17 @@ class Consumer:
         if not self.aborted:
             self.kick()  # the receiver's role, or a delivery, may be left to somebody else
 
-    async def _handle(self, delivery: Delivery) -> None:
-        self.started += 1
-        self.running += 1
-        try:
-            if self._batch is None:
-                await self.processor.run(delivery)
-            else:
-                await self.processor.run_batch(await self._collect(delivery, self._batch))
-        finally:
-            self.running -= 1
-        if self._pending and not self._flushing and time.monotonic() >= self._flush_due:
-            await self.flush()
+    async def _start_batch(self, first: Delivery, limits: tuple[int, float]) -> None:
+        await self.processor.run_batch(await self._collect(first, limits))
 
     async def _fetch(self, parking: Wakeup, scope: anyio.CancelScope) -> Delivery | None:
         """Nothing waits here: settle, then receive, or rest until there is something to do."""
-        if self._pending and not self._flushing and self.feed is not None:
+        if self.pending and not self._flushing and self.feed is not None:
             await self.flush()
-            if self._lanes:
+            if self._ready or self._lanes:
                 return None
-        slots = self._slots()
-        if slots > 0 and self._receiver is None and self.feed is not None:
-            return await self._receive(self.feed, slots, scope)
+        if self._receiver is None and self.feed is not None and self._slots() > 0:
+            return await self._receive(self.feed, self._slots(), scope)
         await self._park(parking)
         return None
 
@@ -203,11 +205,12 @@ class Consumer:
         return slots
 
     def _next(self) -> Delivery | None:
-        lanes = self._lanes
-        if not lanes or self.paused or (self.breakers and not self._allowed()):
+        """What is to be handled next of what was received."""
+        if self.paused or (self.breakers and not self._allowed()):
             return None
-        while lanes:
-            delivery = lanes.pop()
+        while self._ready or self._lanes:
+            # Whatever waits in the lanes came earlier or is more urgent than what came in plain order.
+            delivery = self._lanes.pop() if self._lanes else self._ready.popleft()
             if not delivery.lost and delivery.verdict is None and self._takes_key(delivery):
                 return delivery
         return None
@@ -236,17 +239,21 @@ class Consumer:
         if self.renewal is not None:
             self.renewal.arm()
             tick = self.renewal.tick
-        if not self.open and not self._pending:
+        if not self.open and not self.pending:
             self._flush_due = now + SETTLE_WITHIN
         self.host.stats.delivered += len(batch)
-        opened, push = self.open, self._lanes.push
-        if len(batch) == 1 and not self._lanes and not self.source.ordered_by:
-            opened[batch[0].token] = delivery = Delivery(batch[0], self, tick)
-            return delivery
         for incoming in batch:
-            opened[incoming.token] = delivery = Delivery(incoming, self, tick)
-            push(priority_of(incoming.headers) if PRIORITY in incoming.headers else 3, delivery)
+            self.open[incoming.token] = delivery = Delivery(incoming, self, tick)
+            if PRIORITY in incoming.headers or self._lanes:
+                self._into_lanes(delivery)
+            else:
+                self._ready.append(delivery)
         return self._next()
+
+    def _into_lanes(self, delivery: Delivery) -> None:
+        while self._ready:
+            self._lanes.push(NORMAL, self._ready.popleft())
+        self._lanes.push(priority_of(delivery.incoming.headers), delivery)
 
     async def _collect(self, first: Delivery, limits: tuple[int, float]) -> list[Delivery]:
         """Up to ``limits[0]`` deliveries, waiting at most ``limits[1]`` seconds for them."""
@@ -311,7 +318,7 @@ class Consumer:
             self._close(delivery)
         else:
             self._some_dead = self._some_dead or delivery.verdict == "dead"
-            self._pending.append(delivery)
+            self.pending.append(delivery)
 
     def left_open(self, delivery: Delivery) -> None:
         """A handler with manual acknowledgement returned without a verdict: the lease runs from now on."""
@@ -329,7 +336,7 @@ class Consumer:
             again.local = True
             if not delivery.local:
                 delivery.verdict = "ack"
-                self._pending.append(delivery)
+                self.pending.append(delivery)
 
         def due() -> None:
             self._held.discard(again)
@@ -364,12 +371,12 @@ class Consumer:
             return
         self._flushing = True
         try:
-            while self._pending and self.feed is not None:
-                batch, self._pending = self._pending, []
+            while self.pending and self.feed is not None:
+                batch, self.pending = self.pending, []
                 try:
                     await self._carry_out(batch, self.feed)
                 except BaseException:
-                    self._pending = [d for d in batch if not d.settled] + self._pending
+                    self.pending = [d for d in batch if not d.settled] + self.pending
                     raise
         except BrokerUnavailable:
             pass  # offered again to the next feed
@@ -399,11 +406,15 @@ class Consumer:
             self.fail(feed, error)
             raise BrokerUnavailable(str(error)) from error
         acked = 0
+        opened = self.open
         for delivery in batch:
-            if not delivery.unsettled_again:
-                acked += delivery.verdict == "ack"
-                self._close(delivery)
-            delivery.unsettled_again = False
+            if delivery.unsettled_again:
+                delivery.unsettled_again = False
+                continue
+            acked += delivery.verdict == "ack"
+            delivery.settled = True
+            if opened.get(delivery.incoming.token) is delivery:
+                del opened[delivery.incoming.token]
         self.host.stats.acked += acked
 
     async def _bury(self, batch: list[Delivery]) -> list[Delivery]:
@@ -420,7 +431,7 @@ class Consumer:
     def _not_settled(self, delivery: Delivery, error: Exception) -> None:
         if isinstance(error, BrokerUnavailable):
             delivery.unsettled_again = True
-            self._pending.append(delivery)
+            self.pending.append(delivery)
             return
         self.host.stats.settle_errors += 1
         what = "was taken back before it was settled and comes again" if isinstance(error, LeaseLost) else "could not be settled"
@@ -446,9 +457,15 @@ class Consumer:
 
     # --- the way out
 
-    def _release_unstarted(self) -> None:
+    def _unstarted(self) -> Iterator[Delivery]:
+        """Take everything that was received and not started."""
         while self._lanes:
-            delivery = self._lanes.pop()
+            yield self._lanes.pop()
+        while self._ready:
+            yield self._ready.popleft()
+
+    def _release_unstarted(self) -> None:
+        for delivery in self._unstarted():
             if delivery.verdict is None and not delivery.lost:
                 delivery.settle("release")
 
@@ -470,9 +487,9 @@ class Consumer:
                 waiting.clear()
             self._release_unstarted()
         else:
-            while self._lanes:
-                self._lanes.pop()
-        if self._pending:
+            for _ in self._unstarted():
+                pass
+        if self.pending:
             self.flush_soon()
 
     def look_again(self) -> None:
@@ -489,7 +506,7 @@ class Consumer:
         self._quiet = None
 
     def _busy(self) -> bool:
-        can_start = self._lanes and not self.paused and (not self.breakers or self._allowed())
+        can_start = (self._lanes or self._ready) and not self.paused and (not self.breakers or self._allowed())
         looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
         return bool(self.running or can_start or looking)
 
@@ -503,7 +520,7 @@ class Consumer:
         self.aborted = True
         for scope in list(self._scopes):
             scope.cancel()
-        left = len(self._held) + (0 if self.by_broker else len(self._lanes))
+        left = len(self._held) + (0 if self.by_broker else len(self._lanes) + len(self._ready))
         self._forget_unstarted()
         return left
 

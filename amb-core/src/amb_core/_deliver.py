@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -118,37 +118,45 @@ class Processor:
         if self._max_delay is not None and delay > self._max_delay and self._consumer.by_broker:
             raise ValueError(f"the broker delays at most {self._max_delay:g} s, not {delay:g} s")
 
-    async def run(self, delivery: Delivery) -> None:
-        """Take one delivery to its verdict. Raises only when the worker itself is cancelled."""
+    def start(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
+        """Take one delivery to its verdict, or to where its handler first waits: then returns the rest, to be
+        awaited at once. Raises, here or there, only when the worker itself is cancelled."""
         message = self.prepare(delivery)
         if message is None:
-            return
+            return None
         current_message.set(message)
         context = copy_context()
         delivery.running = True
         try:
-            coroutine = self._called(message)
-            try:
-                trap = context.run(coroutine.send, None)
-            except StopIteration:
-                pass
-            else:
-                self._consumer.suspended()
-                await resume(coroutine, trap, context)
+            argument = message.data if self._bare else message
+            coroutine = self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
+            trap = context.run(coroutine.send, None)
+        except StopIteration:
+            self._went_well(delivery)
         except BaseException as error:
             delivery.running = False
             self.raised((delivery,), error)
         else:
-            delivery.running = False
-            if self._simple and delivery.verdict is None:
-                delivery.verdict = "ack"
-                self._consumer.decided(delivery)
-            else:
-                self.returned((delivery,))
+            return self._rest(delivery, coroutine, trap, context)
+        return None
 
-    def _called(self, message: Message) -> Coroutine[Any, Any, Any]:
-        argument = message.data if self._bare else message
-        return self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
+    async def _rest(self, delivery: Delivery, coroutine: Coroutine[Any, Any, Any], trap: object, context: Context) -> None:
+        try:
+            self._consumer.suspended()
+            await resume(coroutine, trap, context)
+        except BaseException as error:
+            delivery.running = False
+            self.raised((delivery,), error)
+        else:
+            self._went_well(delivery)
+
+    def _went_well(self, delivery: Delivery) -> None:
+        delivery.running = False
+        if self._simple and delivery.verdict is None and not delivery.local and not delivery.lost:
+            delivery.verdict = "ack"
+            self._consumer.pending.append(delivery)
+        else:
+            self.returned((delivery,))
 
     async def run_batch(self, deliveries: Sequence[Delivery]) -> None:
         """As `run`, for a handler that takes a list."""
@@ -177,7 +185,7 @@ class Processor:
         """The message for the handler, or None if the delivery was settled without one."""
         incoming = delivery.incoming
         headers = incoming.headers
-        if self._is_not_ours(incoming.topic, headers):
+        if (self._wildcard or FOR_GROUP in headers) and self._is_not_ours(incoming.topic, headers):
             delivery.settle("ack")
             return None
         if EXPIRES in headers and (number(headers[EXPIRES]) or time.time()) < time.time():
@@ -188,12 +196,14 @@ class Processor:
         if INBOX in headers and ID in headers:
             self._requests.held[headers[ID]] = message
         try:
-            return self._decoded(message, delivery)
-        except DecodeError as error:
+            if self._filter is not None and not self._passes(message):
+                return self._filtered(delivery)
+            if message.data is _UNDECODED:
+                message.data = self._decode(incoming)
+        except Exception as error:  # DecodeError, or whatever the user's filter raised
             self.failed(delivery, error)
-        except Exception as error:  # the user's filter raised
-            self.failed(delivery, error)
-        return None
+            return None
+        return message
 
     def _is_not_ours(self, topic: str, headers: dict[str, str]) -> bool:
         if self._matches is not None and not self._matches(topic):
@@ -202,17 +212,11 @@ class Processor:
             return True
         return self._wildcard and DEAD_TOPIC in headers
 
-    def _decoded(self, message: Message, delivery: Delivery) -> Message | None:
-        test = self._filter
-        if test is None:
-            message.data = self._decode(delivery.incoming)
-            return message
-        if self._filter_first and not test(message):
-            return self._filtered(delivery)
-        message.data = self._decode(delivery.incoming)
-        if not self._filter_first and not test(message):
-            return self._filtered(delivery)
-        return message
+    def _passes(self, message: Message) -> bool:
+        assert self._filter is not None and message._incoming is not None
+        if not self._filter_first:
+            message.data = self._decode(message._incoming)
+        return bool(self._filter(message))
 
     def _filtered(self, delivery: Delivery) -> None:
         self._consumer.host.stats.filtered += 1

@@ -129,11 +129,9 @@ class Publisher:
         if not host.ready:
             await host.ensure()
         if not self._direct:
-            await self._enqueue(outgoing)
+            await self._put(outgoing)
             return
-        connection = host.connection
-        if connection is None:
-            connection = await host.connection_up(self._timeout)
+        connection = host.connection or await host.connection_up(self._timeout)
         try:
             await connection.send((outgoing,))
         except PartialFailure as failure:
@@ -155,9 +153,6 @@ class Publisher:
                 errors[index] = error
         if errors:
             raise PartialFailure(errors)
-
-    async def _enqueue(self, outgoing: Outgoing) -> None:
-        await self._put(outgoing)
 
     def _put(self, outgoing: Outgoing) -> Future[None]:
         future: Future[None] = new_future()
