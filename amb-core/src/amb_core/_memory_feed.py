@@ -1,0 +1,200 @@
+"""The memory broker's side of the contract: connections and feeds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from math import inf
+from time import monotonic
+
+import anyio
+
+from ._memory_queue import Entry, Queue
+from ._memory_store import Store, closed_error
+from .broker import Feed, Incoming, Outgoing, Settlement, Source, Token
+from .concurrency import Future, new_future
+from .errors import AmbError, LeaseLost, PartialFailure
+
+__all__ = ["MemoryConnection", "MemoryFeed"]
+
+
+class MemoryFeed:
+    """Deliveries of one source. Implements `ExtendsLease` and `KnowsPeers` too."""
+
+    def __init__(self, store: Store, queue: Queue, source: Source) -> None:
+        self._store, self._queue, self._source = store, queue, source
+        self._held: dict[Entry, float] = {}
+        self._closed = False
+        queue.members[self] = self._held
+        queue.wake_all()  # whoever waits alone has no deadline for what this one will hold
+
+    async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
+        """See `amb_core.broker.Feed`. Returns without suspending when something is there, unless another
+        member was called for it and has not come yet: then that one goes first."""
+        if self._closed:
+            raise closed_error()
+        queue, now = self._queue, monotonic()
+        if now >= queue.alarm:
+            queue.collect(now)
+        if queue.size > queue.aside and not (wait and queue.called):
+            return queue.take(limit, self._held, now)
+        return await self._wait(limit) if wait else ()
+
+    async def _wait(self, limit: int) -> Sequence[Incoming]:
+        queue = self._queue
+        while True:
+            await self._called()
+            if self._closed:
+                raise closed_error()
+            now = monotonic()
+            if now >= queue.alarm:
+                queue.collect(now)
+            if queue.size > queue.aside:
+                taken = queue.take(limit, self._held, now)
+                queue.pass_on()
+                return taken
+
+    async def _called(self) -> None:
+        """Wait until there may be something."""
+        queue, now = self._queue, monotonic()
+        deadline = queue.deadline(now)
+        waiter: Future[None] = new_future()
+        queue.waiters.append(waiter)
+        try:
+            if deadline == inf:
+                await waiter
+            else:
+                with anyio.move_on_after(deadline - now):
+                    await waiter
+        except BaseException:
+            queue.gone(waiter)
+            queue.pass_on()
+            raise
+        queue.gone(waiter)
+
+    async def settle(self, outcomes: Sequence[Settlement]) -> None:
+        """See `amb_core.broker.Feed`. Never suspends."""
+        held, done = self._held, self._queue.done
+        errors: dict[int, Exception] = {}
+        for index, outcome in enumerate(outcomes):
+            entry: Entry = outcome.token  # type: ignore[assignment]  # if it is held, it is one
+            if held.pop(entry, None) is None:
+                self._check_settled(index, entry, errors)
+            elif outcome.verdict == "ack" or outcome.verdict == "discard":
+                done(entry)
+            else:
+                self._return(entry, outcome)
+        if errors:
+            raise PartialFailure(errors)
+
+    def _return(self, entry: Entry, outcome: Settlement) -> None:
+        if outcome.verdict == "release":
+            self._queue.put_back(entry, entry.attempt)
+            entry.settled = True
+        else:
+            attempt = max(entry.attempt, outcome.attempt) + 1
+            self._queue.retry(entry, attempt, monotonic() + outcome.delay if outcome.delay > 0 else None)
+
+    async def extend(self, tokens: Sequence[Token]) -> None:
+        """See `amb_core.broker.ExtendsLease`. Never suspends."""
+        due = monotonic() + self._queue.lease
+        errors: dict[int, Exception] = {}
+        for index, token in enumerate(tokens):
+            entry: Entry = token  # type: ignore[assignment]
+            if self._held.pop(entry, None) is None:
+                self._check_settled(index, token, errors)
+            else:
+                self._held[entry] = due  # behind the others: the first lease to end stays the first in the dict
+        if errors:
+            raise PartialFailure(errors)
+
+    def _check_settled(self, index: int, token: Token, errors: dict[int, Exception]) -> None:
+        """Settling twice is no error; settling what is no longer ours is."""
+        if not (isinstance(token, Entry) and token.settled):
+            errors[index] = LeaseLost(f"a delivery on {self._source.pattern!r} was taken back: its lease ran out, or its feed is gone")
+
+    def last_consumer(self) -> bool:
+        """See `amb_core.broker.KnowsPeers`."""
+        return self._source.group is None or (self._store.connections == 1 and len(self._queue.members) == 1)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.leave(self)
+        if self._source.group is None:
+            self._store.drop(self._source, self._queue)
+
+
+class MemoryConnection:
+    """Implements `Replays`, `NativeRequests` and `ReportsHealth` too."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._feeds: set[MemoryFeed] = set()
+        self._closed = False
+        store.connections += 1
+
+    async def send(self, batch: Sequence[Outgoing]) -> None:
+        """See `amb_core.broker.Connection`. Suspends only for back-pressure and simulated latency."""
+        if self._closed:
+            raise closed_error()
+        store = self.store
+        if store.simulates:
+            await store.simulate()
+        elif len(batch) == 1:
+            if not store.offer(batch[0]):
+                await store.squeeze(batch[0], self._is_closed)
+            return
+        errors: dict[int, Exception] = {}
+        for index, message in enumerate(batch):
+            try:
+                store.fail_by_chance(message)
+                if not store.offer(message):
+                    await store.squeeze(message, self._is_closed)
+            except AmbError as error:
+                errors[index] = error
+        if errors:
+            raise PartialFailure(errors)
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    @asynccontextmanager
+    async def open(self, source: Source) -> AsyncIterator[Feed]:
+        """See `amb_core.broker.Connection`."""
+        if self._closed:
+            raise closed_error()
+        feed = MemoryFeed(self.store, self.store.join(source), source)
+        self._feeds.add(feed)
+        try:
+            yield feed
+        finally:
+            self._feeds.discard(feed)
+            feed.close()
+
+    @asynccontextmanager
+    async def inbox(self, address: str, deliver: Callable[[Incoming], None]) -> AsyncIterator[None]:
+        """See `amb_core.broker.NativeRequests`. `deliver` is called inside the `send` of the reply."""
+        self.store.add_inbox(address, deliver)
+        try:
+            yield
+        finally:
+            self.store.remove_inbox(address)
+
+    def replay(self, pattern: str, since: float | str | None, until: float | None) -> AsyncIterator[Incoming]:
+        """See `amb_core.broker.Replays`."""
+        return self.store.replay(pattern, since, until)
+
+    async def ping(self) -> Mapping[str, str]:
+        """See `amb_core.broker.ReportsHealth`."""
+        if self._closed:
+            raise closed_error()
+        return self.store.facts()
+
+    def close(self) -> None:
+        self._closed = True
+        for feed in list(self._feeds):
+            feed.close()
+        self.store.connections -= 1
+        self.store.wake_publishers()
