@@ -1,0 +1,1 @@
+"""The serializers that come with AMB, one module each."""
