@@ -27,7 +27,7 @@ from ._retry import DeadLetterQueue, RetryPolicy
 from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
 from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
-from .errors import AmbError, CircuitOpen, RequestTimeout
+from .errors import AmbError, CircuitOpen, PartialFailure, RequestTimeout
 from .serializer import Serializer
 from .topics import compile_pattern, validate_pattern
 
@@ -197,8 +197,15 @@ class MessageBus:
             outgoing = self.publisher.plain(topic_or_message, message)
         if self.circuit_breaker is not None:
             self._check_breaker(outgoing.topic)
-        await self.publisher.send(outgoing)
-        self.host.stats.published += 1
+        host = self.host
+        if host.direct is None:
+            await self.publisher.send(outgoing)
+        else:
+            try:
+                await host.direct((outgoing,))
+            except PartialFailure as failure:
+                raise failure.errors[0] from None
+        host.stats.published += 1
         return outgoing.headers["amb-id"]
 
     async def publish_batch(self, messages: Sequence[Message]) -> list[str]:

@@ -75,7 +75,7 @@ class Undertaker:
             "amb-dead-reason": delivery.reason,
             "amb-dead-error": _error(delivery),
             "amb-dead-attempts": str(incoming.attempt),
-            "amb-dead-first": headers.get("amb-time", str(now)),
+            "amb-dead-first": str(read_envelope(incoming).timestamp or now),
             "amb-dead-last": str(now),
             "amb-dead-group": group or "",
             "amb-dead-handler": self._handler,

@@ -10,6 +10,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ._filters import MessageFilter
 from ._handlers import Handler
@@ -30,26 +31,30 @@ current_consumer: ContextVar[Consumer | None] = ContextVar("amb_current_consumer
 Decode = Callable[[Incoming], Any]
 #: A Message may be filtered before its data is decoded; nobody but a headers-only filter sees this.
 _UNDECODED: Any = object()
+_new_message = Message.__new__
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One message between ``receive`` and ``settle``."""
 
-    # Defaults on the class, not slots: a delivery that simply succeeds sets three attributes, not twelve.
+    incoming: Incoming
+    owner: Consumer
+    #: The round of lease renewals in which it came.
+    tick: int = 0
     verdict: str | None = None
-    delay = 0.0
-    reason = ""
+    delay: float = 0.0
+    reason: str = ""
     error: BaseException | None = None
     #: Retried inside this process and no longer known to the broker.
-    local = False
+    local: bool = False
     #: Holds its ordering key while it waits for its next try.
-    held_key = False
+    held_key: bool = False
     #: The broker could not be told just now.
-    unsettled_again = False
-    lost = settled = running = False
-
-    def __init__(self, incoming: Incoming, owner: Consumer, tick: int) -> None:
-        self.incoming, self.owner, self.tick = incoming, owner, tick
+    unsettled_again: bool = False
+    #: The broker took it back.
+    lost: bool = False
+    settled: bool = False
+    running: bool = False
 
     def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled:
         """See `Message.ack`. May be called from the thread of a synchronous handler."""
@@ -192,7 +197,9 @@ class Processor:
             self._consumer.host.stats.expired += 1
             delivery.settle("discard", reason="expired")
             return None
-        message = Message._delivered(incoming, _UNDECODED, delivery)
+        message = _new_message(Message)
+        message.topic, message.data = incoming.topic, _UNDECODED
+        message._incoming, message._delivery, message._envelope = incoming, delivery, None
         if INBOX in headers and ID in headers:
             self._requests.held[headers[ID]] = message
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -19,7 +19,7 @@ import msgspec
 
 from ._consumer import Consumer
 from ._timers import Timers
-from .broker import Broker, Connection
+from .broker import Broker, Connection, Outgoing
 from .errors import AmbError, BrokerUnavailable, BusClosed, ConnectionLost, Unavailable
 
 log = logging.getLogger("amb")
@@ -71,6 +71,8 @@ class Host:
         self.connection: Connection | None = None
         #: Connected, and nothing has to be waited for before publishing: the hot path's only check.
         self.ready = False
+        #: The connection's ``send`` while `ready`, if it needs no batching: no network to share.
+        self.direct: Callable[[Sequence[Outgoing]], Awaitable[None]] | None = None
         self.state: Literal["new", "starting", "up", "stopping", "closed"] = "new"
         self.supervised: list[Supervised] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
@@ -110,6 +112,8 @@ class Host:
 
     def _update_ready(self) -> None:
         self.ready = self.connection is not None and not self._pending_live and self.state in ("up", "stopping")
+        in_process = self.ready and self.broker.capabilities.single_process
+        self.direct = self.connection.send if in_process and self.connection is not None else None
 
     async def start(self) -> None:
         """Connect. Idempotent, and safe to call concurrently. Raises: BrokerUnavailable when the broker was
@@ -144,7 +148,8 @@ class Host:
                 log.exception("the bus stopped")
         finally:
             self.state = "closed"
-            self.connection, self.ready = None, False
+            self.connection = None
+            self._update_ready()
             self._started.set()
             self._ended.set()
 
@@ -179,7 +184,8 @@ class Host:
             error = caught
             raise
         finally:
-            self.connection, self.ready = None, False
+            self.connection = None
+            self._update_ready()
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + LAST_WORDS):
                 await manager.__aexit__(type(error) if error else None, error, None)
 
@@ -201,7 +207,7 @@ class Host:
             await self._drain()
             return
         self._up, self.connection = anyio.Event(), None
-        self.ready = False
+        self._update_ready()
         for supervised in self.supervised:
             consumer = supervised.consumer
             if consumer.feed is not None:
@@ -234,7 +240,7 @@ class Host:
         supervised = Supervised(consumer)
         self.supervised.append(supervised)
         self._pending_live.append(supervised)
-        self.ready = False
+        self._update_ready()
         self.start_soon(self._supervise, supervised)
         return supervised
 

@@ -324,7 +324,7 @@ def read_envelope(incoming: Incoming) -> Envelope:
         get(ID) or incoming.position or "",
         {name: value for name, value in headers.items() if not name.startswith(PREFIX) and name != CONTENT_TYPE},
         _metadata(get(METADATA)),
-        Timestamp(number(get(TIME)) or 0.0),
+        Timestamp((number(get(TIME)) or 0.0) / 1e9),
         _BY_NAME.get(get(PRIORITY, "normal"), NORMAL),
         get(SENDER),
         get(CORRELATION),
