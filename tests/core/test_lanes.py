@@ -6,7 +6,6 @@ import random
 from collections import Counter
 
 import pytest
-
 from amb_core.lanes import LANES, PATIENCE, Lanes
 
 

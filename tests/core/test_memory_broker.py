@@ -11,9 +11,20 @@ from typing import Any
 
 import anyio
 import pytest
-
 from amb_core.broker import (
-    INBOX_PREFIX, Connection, ExtendsLease, Feed, Incoming, KnowsPeers, NativeRequests, Outgoing, Replays, ReportsHealth, Settlement, Source, Verdict,
+    INBOX_PREFIX,
+    Connection,
+    ExtendsLease,
+    Feed,
+    Incoming,
+    KnowsPeers,
+    NativeRequests,
+    Outgoing,
+    Replays,
+    ReportsHealth,
+    Settlement,
+    Source,
+    Verdict,
 )  # fmt: skip
 from amb_core.errors import ConfigurationError, ConnectionLost, LeaseLost, NoResponders, PartialFailure, Unavailable
 from amb_core.memory import InMemoryBroker
@@ -74,10 +85,11 @@ async def feeds(bus: Connection, *sources: Source) -> AsyncIterator[list[Feed]]:
 
 
 def test_options_that_cannot_work_are_refused_by_name() -> None:
-    for options in ({"max_queue_size": 0}, {"backpressure_threshold": 0.0}, {"backpressure_threshold": 1.5}, {"failure_rate": 2.0},
-                    {"history": -1}, {"lease": 0.0}, {"latency_ms": -1.0}, {"backpressure_delay": -0.1}):  # fmt: skip
-        with pytest.raises(ConfigurationError, match=next(iter(options))):
-            InMemoryBroker(**options)
+    cannot: dict[str, Any] = {"max_queue_size": 0, "failure_rate": 2.0, "history": -1, "lease": 0.0, "latency_ms": -1.0}
+    cannot |= {"backpressure_threshold": 0.0, "backpressure_delay": -0.1}
+    for name, value in cannot.items():
+        with pytest.raises(ConfigurationError, match=name):
+            InMemoryBroker(**{name: value})
     wrong: Any = "often"
     with pytest.raises(ConfigurationError, match="overflow"):
         InMemoryBroker(overflow=wrong)
@@ -110,12 +122,23 @@ async def test_what_is_published_arrives_unchanged(bus: Connection) -> None:
     async with bus.open(source()) as feed:
         await bus.send([Outgoing("a.b", b"\x00\xff", {"content-type": "x", "ü": "✓"}, "key")])
         (delivery,) = await waits(feed)
-        assert (delivery.topic, delivery.body, delivery.headers, delivery.key) == ("a.b", b"\x00\xff", {"content-type": "x", "ü": "✓"}, "key")
+        assert (delivery.topic, delivery.body, delivery.headers, delivery.key) == (
+            "a.b",
+            b"\x00\xff",
+            {"content-type": "x", "ü": "✓"},
+            "key",
+        )
         assert delivery.attempt == 1 and delivery.position == "1"
 
 
 async def test_every_ungrouped_source_gets_every_message_and_a_group_shares_them(bus: Connection) -> None:
-    async with feeds(bus, source(group=None), source(group=None), source(), source(), source(group="h")) as (one, two, member, other, alone):
+    async with feeds(bus, source(group=None), source(group=None), source(), source(), source(group="h")) as (
+        one,
+        two,
+        member,
+        other,
+        alone,
+    ):
         await publish(bus, *"abcd")
         assert await take(one) == await take(two) == await take(alone) == list("abcd")
         assert await take(member, 3) + await take(other) == list("abcd")
@@ -367,7 +390,9 @@ async def test_an_unknown_token_is_a_lost_lease(bus: Connection, token: object) 
         await publish(bus, "theirs", topic="c")
         mine, theirs = await waits(feed), await waits(other)
         with pytest.raises(PartialFailure) as failure:
-            await feed.settle([Settlement(token, "ack"), Settlement(theirs[0].token, "ack"), Settlement(mine[0].token, "ack")])
+            await feed.settle(
+                [Settlement(token, "ack"), Settlement(theirs[0].token, "ack"), Settlement(mine[0].token, "ack")]
+            )
         assert list(failure.value.errors) == [0, 1]
         await settle(other, theirs)
 
@@ -383,7 +408,9 @@ async def short() -> AsyncIterator[Connection]:
 
 
 @pytest.mark.parametrize("members", [1, 2])
-async def test_an_unsettled_delivery_comes_again_when_its_lease_ends_and_not_before(short: Connection, members: int) -> None:
+async def test_an_unsettled_delivery_comes_again_when_its_lease_ends_and_not_before(
+    short: Connection, members: int
+) -> None:
     async with feeds(short, *[source()] * members) as group:
         await publish(short, "x")
         began = time.monotonic()
@@ -434,7 +461,11 @@ async def test_an_extended_lease_keeps_the_delivery(short: Connection) -> None:
 
 
 async def test_without_a_lease_and_without_a_group_nothing_is_taken_back(short: Connection) -> None:
-    async with short.open(source(group=None)) as ungrouped, InMemoryBroker(lease=None).connect() as endless, endless.open(source()) as grouped:
+    async with (
+        short.open(source(group=None)) as ungrouped,
+        InMemoryBroker(lease=None).connect() as endless,
+        endless.open(source()) as grouped,
+    ):
         await publish(short, "x")
         await publish(endless, "x")
         first, second = await waits(ungrouped), await waits(grouped)
@@ -504,7 +535,9 @@ async def test_a_backlog_is_in_order_for_a_member_that_asks_for_it_later(bus: Co
 # --- looking back
 
 
-async def replayed(bus: Connection, pattern: str, since: float | str | None = None, until: float | None = None) -> list[Incoming]:
+async def replayed(
+    bus: Connection, pattern: str, since: float | str | None = None, until: float | None = None
+) -> list[Incoming]:
     assert isinstance(bus, Replays)
     return [each async for each in bus.replay(pattern, since, until)]
 
@@ -523,7 +556,7 @@ async def test_replay_tells_the_past_and_disturbs_no_group(bus: Connection) -> N
         assert bodies(await replayed(bus, "#", middle)) == ["2", "3"]
         assert bodies(await replayed(bus, "#", None, middle)) == ["1"]
         assert await take(feed) == []
-    with pytest.raises(ConfigurationError, match="position"):
+    with pytest.raises(ConfigurationError, match="no position"):
         await replayed(bus, "#", "yesterday")
 
 
@@ -577,12 +610,19 @@ async def test_the_last_consumer_knows_that_it_is(bus: Connection) -> None:
 
 async def test_a_closed_connection_says_so() -> None:
     async with InMemoryBroker().connect() as bus:
-        feed = await AsyncExitStack().enter_async_context(bus.open(source()))
+        left_late = AsyncExitStack()
+        feed = await left_late.enter_async_context(bus.open(source()))
         assert isinstance(bus, ReportsHealth)
         assert (await bus.ping())["broker"] == "memory"
-    for attempt in (lambda: bus.send([message()]), bus.ping, lambda: feed.receive(1), lambda: bus.open(source()).__aenter__()):
+    for attempt in (
+        lambda: bus.send([message()]),
+        bus.ping,
+        lambda: feed.receive(1),
+        lambda: bus.open(source()).__aenter__(),
+    ):
         with pytest.raises(ConnectionLost):
             await attempt()
+    await left_late.aclose()
 
 
 def test_one_object_serves_one_event_loop_and_survives_one_that_was_dropped() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import anyio
 import anyio.abc
 import pytest
-
 from amb_core.broker import Connection, ExtendsLease, Feed, Outgoing, Settlement, Source, Verdict
 from amb_core.errors import BackpressureError, ConnectionLost, PartialFailure
 from amb_core.memory import InMemoryBroker
@@ -84,7 +84,10 @@ class Publishers:
 
 
 async def test_each_publish_above_the_threshold_is_slowed_down() -> None:
-    async with InMemoryBroker(max_queue_size=10, backpressure_threshold=0.5, backpressure_delay=0.05).connect() as bus, bus.open(source("a")) as feed:
+    async with (
+        InMemoryBroker(max_queue_size=10, backpressure_threshold=0.5, backpressure_delay=0.05).connect() as bus,
+        bus.open(source("a")) as feed,
+    ):
         began = time.monotonic()
         for number in range(5):
             await send(bus, str(number))
@@ -280,8 +283,8 @@ async def test_receiving_with_a_deadline_at_the_moment_of_arrival_loses_nothing(
 class Worker:
     """Receives and does anything a consumer may do with a delivery, by chance."""
 
-    def __init__(self, bus: Connection, spec: Source, chance: random.Random, accepted: Counter[str]) -> None:
-        self.bus, self.spec, self.chance, self.accepted = bus, spec, chance, accepted
+    def __init__(self, bus: Connection, spec: Source, chance: random.Random, acknowledged: Callable[[str], None]):
+        self.bus, self.spec, self.chance, self.acknowledged = bus, spec, chance, acknowledged
         self.lost_leases = 0
 
     async def run(self) -> None:
@@ -299,16 +302,17 @@ class Worker:
                 await anyio.sleep(self.chance.random() * 0.03)
             if self.chance.random() < 0.2:
                 assert isinstance(feed, ExtendsLease)
-                await self._attempt(lambda each=each: feed.extend([each.token]))  # type: ignore[misc]
+                await self._attempt(feed.extend([each.token]))
             verdict: Verdict | None = self.chance.choice(["ack", "ack", "ack", "retry", "release", None])
             if verdict is not None:
-                outcome = Settlement(each.token, verdict, self.chance.choice([0.0, 0.0, 0.01]) if verdict == "retry" else 0.0, each.attempt)
-                if await self._attempt(lambda outcome=outcome: feed.settle([outcome])) and verdict == "ack":  # type: ignore[misc]
-                    self.accepted[each.body.decode()] += 1
+                delay = self.chance.choice([0.0, 0.0, 0.01]) if verdict == "retry" else 0.0
+                outcome = Settlement(each.token, verdict, delay, each.attempt)
+                if await self._attempt(feed.settle([outcome])) and verdict == "ack":
+                    self.acknowledged(each.body.decode())
 
-    async def _attempt(self, verb: Callable[[], Any]) -> bool:
+    async def _attempt(self, verb: Awaitable[None]) -> bool:
         try:
-            await verb()
+            await verb
         except PartialFailure:
             self.lost_leases += 1
             return False
@@ -317,14 +321,27 @@ class Worker:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("ordered", [None, "key"])
-async def test_whatever_happens_each_message_is_acknowledged_once_in_each_group(seed: int, ordered: Any) -> None:
+async def test_whatever_happens_each_message_is_acknowledged_once_in_each_group(
+    seed: int, ordered: Literal["key"] | None
+) -> None:
     chance, total = random.Random(seed), 160
     accepted = {group: Counter[str]() for group in ("g", "h")}
     async with InMemoryBroker(lease=0.02, max_queue_size=30, backpressure_delay=0).connect() as bus:
         async with bus.open(source("a.#", "g", ordered_by=ordered)), bus.open(source("a.b", "h", ordered_by=ordered)):
             pass  # both groups exist from now on
         specs = {"g": source("a.#", "g", ordered_by=ordered), "h": source("a.b", "h", ordered_by=ordered)}
-        workers = [Worker(bus, specs[group], random.Random(f"{seed}{group}{n}"), accepted[group]) for group in "gh" for n in range(3)]
+        done = anyio.Event()
+
+        def acknowledged(group: str, body: str) -> None:
+            accepted[group][body] += 1
+            if min(map(len, accepted.values())) == total:
+                done.set()
+
+        workers = [
+            Worker(bus, specs[group], random.Random(f"{seed}{group}{n}"), partial(acknowledged, group))
+            for group in "gh"
+            for n in range(3)
+        ]
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 for worker in workers:
@@ -332,13 +349,13 @@ async def test_whatever_happens_each_message_is_acknowledged_once_in_each_group(
 
                 async def publish(numbers: range) -> None:
                     for number in numbers:
-                        delay = time.time() + 0.01 if chance.random() < 0.1 else None
-                        await send(bus, str(number), "a.b", key=chance.choice("klm"), priority=chance.randrange(6), not_before=delay)
+                        due = time.time() + 0.01 if chance.random() < 0.1 else None
+                        key, priority = chance.choice("klm"), chance.randrange(6)
+                        await send(bus, str(number), "a.b", key=key, priority=priority, not_before=due)
 
                 for start in range(0, total, 40):
                     tasks.start_soon(publish, range(start, start + 40))
-                while min(map(len, accepted.values())) < total:
-                    await anyio.sleep(0.01)
+                await done.wait()
                 tasks.cancel_scope.cancel()
         assert accepted["g"] == accepted["h"] == Counter(map(str, range(total)))
         assert sum(worker.lost_leases for worker in workers) > 0
@@ -358,7 +375,10 @@ async def test_waiting_costs_no_processor_time() -> None:
 
 
 async def test_five_thousand_publishers_at_once_all_get_through(tasks: anyio.abc.TaskGroup) -> None:
-    async with InMemoryBroker(max_queue_size=100, backpressure_delay=0.001).connect() as bus, bus.open(source("a")) as feed:
+    async with (
+        InMemoryBroker(max_queue_size=100, backpressure_delay=0.001).connect() as bus,
+        bus.open(source("a")) as feed,
+    ):
         for number in range(5000):
             tasks.start_soon(send, bus, str(number))
         received: list[str] = []

@@ -58,7 +58,21 @@ def settings_for(
     policy = effective_policy(retries, retry_delay, retry_policy, bus.retry_policy, bus.dead_letter_queue)
     batch = (batch_size, batch_timeout) if mode is AckMode.BATCH else None
     compile_handler(handler, batch=batch is not None, in_thread=in_thread, concurrency=concurrency)
-    return Settings(pattern, handler, group, filter, policy, mode, batch, concurrency, circuit_breaker, ordered_by, start, in_thread, responds)
+    return Settings(
+        pattern,
+        handler,
+        group,
+        filter,
+        policy,
+        mode,
+        batch,
+        concurrency,
+        circuit_breaker,
+        ordered_by,
+        start,
+        in_thread,
+        responds,
+    )
 
 
 def _check_broker(broker: Broker, group: str | None, ordered_by: str | None, start: str) -> None:
@@ -91,7 +105,10 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
     )
     consumer = Consumer(source, capabilities, host, settings.concurrency, settings.batch)
     handler = compile_handler(
-        settings.handler, batch=settings.batch is not None, in_thread=settings.in_thread, concurrency=settings.concurrency
+        settings.handler,
+        batch=settings.batch is not None,
+        in_thread=settings.in_thread,
+        concurrency=settings.concurrency,
     )
     if settings.responds:
         handler = bus.requests.answering(handler)

@@ -20,7 +20,9 @@ def amb_register_brokers(register: BrokerRegister) -> None:
 def amb_register_serializers(register: SerializerRegister) -> None:
     """JSON and MessagePack."""
     register("json", _json, content_types=("application/json", "text/json"))
-    register("msgpack", _msgpack, content_types=("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"))
+    register(
+        "msgpack", _msgpack, content_types=("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+    )
 
 
 def _json() -> Serializer:
@@ -49,7 +51,9 @@ def amb_register_retry_policies(register: RetryPolicyRegister) -> None:
     from ._retry import RetryPolicy
 
     def fixed(max_retries: int = 3, delay: float = 1.0, **options: Any) -> RetryPolicy:
-        return RetryPolicy(max_retries=max_retries, initial_delay=delay, max_delay=delay, exponential_base=1.0, jitter=0.0, **options)
+        return RetryPolicy(
+            max_retries=max_retries, initial_delay=delay, max_delay=delay, exponential_base=1.0, jitter=0.0, **options
+        )
 
     register("exponential", RetryPolicy)
     register("fixed", fixed)

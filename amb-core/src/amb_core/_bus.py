@@ -152,7 +152,9 @@ class MessageBus:
         await self.connect()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with anyio.CancelScope(shield=True):
             await self.disconnect()
 
@@ -182,7 +184,9 @@ class MessageBus:
 
     # --- publishing
 
-    async def publish(self, topic_or_message: str | Message | None = None, message: Any = None, **options: Unpack[PublishOptions]) -> str:
+    async def publish(
+        self, topic_or_message: str | Message | None = None, message: Any = None, **options: Unpack[PublishOptions]
+    ) -> str:
         """Publish to a topic; returns the message's id.
 
         Returns when the broker has taken the message, with `wait_for_confirmation` as durably as it can
@@ -222,8 +226,12 @@ class MessageBus:
     def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:
         unknown = options.keys() - PublishOptions.__annotations__.keys()
         if unknown:
-            raise TypeError(f"publishing takes no option {unknown.pop()!r}; it takes {', '.join(PublishOptions.__annotations__)}")
-        contents = [value for value in (content, options.pop("payload", None), options.pop("data", None)) if value is not None]
+            raise TypeError(
+                f"publishing takes no option {unknown.pop()!r}; it takes {', '.join(PublishOptions.__annotations__)}"
+            )
+        contents = [
+            value for value in (content, options.pop("payload", None), options.pop("data", None)) if value is not None
+        ]
         if len(contents) > 1:
             raise TypeError("give the content once: as second argument, message=, payload= or data=")
         topic = options.pop("topic", None)
@@ -253,7 +261,9 @@ class MessageBus:
     def _check_breaker(self, topic: str) -> None:
         found = self._breakers.get(topic)
         if found is not None and found.state == "open":
-            raise CircuitOpen(f"the circuit breaker for {topic!r} is open: its subscribers keep failing; try again later")
+            raise CircuitOpen(
+                f"the circuit breaker for {topic!r} is open: its subscribers keep failing; try again later"
+            )
 
     # --- subscribing
 
@@ -334,7 +344,9 @@ class MessageBus:
 
         return MessageStream(subscribe)
 
-    async def replay(self, topic: str, *, since: float | str | None = None, until: float | None = None) -> AsyncIterator[Message]:
+    async def replay(
+        self, topic: str, *, since: float | str | None = None, until: float | None = None
+    ) -> AsyncIterator[Message]:
         """Stored messages of a topic or pattern, oldest first, up to the newest at this moment. `since`: epoch
         seconds or a `Message.position` (start after it); `until`: epoch seconds. Disturbs no group.
         Raises: UnsupportedError, ValueError, DecodeError, BrokerUnavailable."""
@@ -361,7 +373,11 @@ class MessageBus:
 
         Raises: RequestTimeout (a TimeoutError) after `timeout` seconds; NoResponders at once where the broker can tell;
         RemoteError when the responder failed; and as `publish`."""
-        outgoing = self._compose(topic, message, dict(options)) if options or type(topic) is not str else self.publisher.plain(topic, message)
+        outgoing = (
+            self._compose(topic, message, dict(options))
+            if options or type(topic) is not str
+            else self.publisher.plain(topic, message)
+        )
         return single(await self._ask([outgoing], timeout, 1), [outgoing.topic], timeout)
 
     async def scatter(
@@ -387,7 +403,10 @@ class MessageBus:
             answers = []
         responses = [answer for answer in answers if isinstance(answer, Message)]
         if len(responses) < min_responses:
-            raise RequestTimeout(f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} came within {timeout:g} s", responses)
+            raise RequestTimeout(
+                f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} came within {timeout:g} s",
+                responses,
+            )
         return responses
 
     async def request_first(

@@ -40,7 +40,9 @@ class Codec:
         return decode
 
 
-def _decoder_for(name: str, own_type: str, own: Callable[[bytes, str], object], type: Any) -> Callable[[bytes, str], object]:
+def _decoder_for(
+    name: str, own_type: str, own: Callable[[bytes, str], object], type: Any
+) -> Callable[[bytes, str], object]:
     if name == own_type.partition(";")[0]:
         return own
     serializer = serializer_for_content_type(name)

@@ -46,8 +46,10 @@ def _given(broker: Broker, broker_url: str | None, options: Mapping[str, object]
         raise TypeError(f"{broker.__name__} is a class: give the bus an instance, {broker.__name__}(...)")
     missing = [part for part in ("capabilities", "connect") if not hasattr(broker, part)]
     if missing:
-        raise TypeError(f"a {name} is no broker, it has no {' and no '.join(missing)}: give a name such as 'redis', a URL, or an "
-                        "object as amb_core.broker.Broker describes")  # fmt: skip
+        raise TypeError(
+            f"a {name} is no broker, it has no {' and no '.join(missing)}: give a name such as 'redis', a URL, "
+            "or an object as amb_core.broker.Broker describes"
+        )
     if broker_url is not None or options:
         raise TypeError(f"a {name} object already has its options: give broker_url only together with a broker's name")
     return broker
@@ -62,7 +64,9 @@ def _choose(broker: str | None, url: str | None, environ: Mapping[str, str]) -> 
     if broker is None:
         broker, source = environ.get("AMB_BROKER") or "memory", "AMB_BROKER"
         if url is not None and (broker == "memory" or _URL.match(broker)):
-            raise ConfigurationError(f"no broker is known for broker_url {mask_url(url)!r}: name it as well, as in broker='redis'")
+            raise ConfigurationError(
+                f"no broker is known for broker_url {mask_url(url)!r}: name it as well, as in broker='redis'"
+            )
     broker = broker.strip()
     if not _URL.match(broker):
         return _by_name(broker, url), url
@@ -81,7 +85,9 @@ def _by_name(name: str, url: str | None) -> Entry:
     scheme = _URL.match(url or "")
     meant = SCHEMES.get(scheme[1].lower(), entry.name) if scheme else entry.name
     if scheme is not None and meant != entry.name and scheme[1].lower() not in entry.aliases:
-        raise ConfigurationError(f"broker_url {mask_url(url or '')!r} is for the broker {meant!r}, but the broker is {name!r}")
+        raise ConfigurationError(
+            f"broker_url {mask_url(url or '')!r} is for the broker {meant!r}, but the broker is {name!r}"
+        )
     return entry
 
 
@@ -114,7 +120,9 @@ def build_broker(entry: Entry, url: str | None, environ: Mapping[str, str], opti
     given = {name: _converted(entry, fields[name], value) for name, value in values.items()}
     missing = [name for name, field in fields.items() if field.required and name not in given]
     if missing:
-        raise ConfigurationError(f"the {entry.name} broker needs the option {missing[0]!r}: pass it, or set {_variable(entry, missing[0])}")
+        raise ConfigurationError(
+            f"the {entry.name} broker needs the option {missing[0]!r}: pass it, or set {_variable(entry, missing[0])}"
+        )
     made: Broker = entry.make(**given)
     return made
 
@@ -138,7 +146,9 @@ def _refuse_misspelt(entry: Entry, fields: Mapping[str, object], environ: Mappin
         if variable.startswith(_variable(entry, "")) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
             if close:
-                raise ConfigurationError(f"{variable} is no option of the {entry.name} broker; did you mean {close[0]}?")
+                raise ConfigurationError(
+                    f"{variable} is no option of the {entry.name} broker; did you mean {close[0]}?"
+                )
 
 
 def _variable(entry: Entry, field: str) -> str:
@@ -166,12 +176,18 @@ def _from_url(entry: Entry, fields: Mapping[str, msgspec.structs.FieldInfo], url
 def _refuse_unknown(entry: Entry, fields: Mapping[str, object], name: str, source: str) -> None:
     if name not in fields:
         guess = did_you_mean(name, fields)
-        raise ConfigurationError(f"{source} is no option of the {entry.name} broker{guess}; its options: {', '.join(fields)}")
+        raise ConfigurationError(
+            f"{source} is no option of the {entry.name} broker{guess}; its options: {', '.join(fields)}"
+        )
 
 
 def _converted(entry: Entry, field: msgspec.structs.FieldInfo, given: _Value) -> object:
     try:
-        return _from_text(given.value, field.type) if isinstance(given.value, str) else msgspec.convert(given.value, field.type)
+        return (
+            _from_text(given.value, field.type)
+            if isinstance(given.value, str)
+            else msgspec.convert(given.value, field.type)
+        )
     except (msgspec.MsgspecError, ValueError) as error:
         shown = "" if is_secret(field.type) else f" (given: {mask_url(str(given.value))!r})"
         raise ConfigurationError(f"{given.source} of the {entry.name} broker: {error}{shown}") from None
@@ -185,10 +201,19 @@ def _from_text(text: str, type: Any) -> object:
     with commas between or as JSON, everything nested as JSON."""
     kinds = _kinds(msgspec.inspect.type_info(type))
     if msgspec.inspect.StrType in kinds or msgspec.inspect.AnyType in kinds:
-        return msgspec.convert(text, type, strict=False) if not _nested(text, kinds) else msgspec.json.decode(text, type=type, strict=False)
+        return (
+            msgspec.convert(text, type, strict=False)
+            if not _nested(text, kinds)
+            else msgspec.json.decode(text, type=type, strict=False)
+        )
     if text.lstrip()[:1] in ("{", "["):
         return msgspec.json.decode(text, type=type, strict=False)
-    if kinds & {msgspec.inspect.ListType, msgspec.inspect.VarTupleType, msgspec.inspect.SetType, msgspec.inspect.FrozenSetType}:
+    if kinds & {
+        msgspec.inspect.ListType,
+        msgspec.inspect.VarTupleType,
+        msgspec.inspect.SetType,
+        msgspec.inspect.FrozenSetType,
+    }:
         return msgspec.convert([part.strip() for part in text.split(",") if part.strip()], type, strict=False)
     if msgspec.inspect.BoolType in kinds:
         return msgspec.convert(_TRUTH.get(text.strip().lower(), text), type, strict=False)

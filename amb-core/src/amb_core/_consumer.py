@@ -48,7 +48,9 @@ class Consumer:
     undertaker: Undertaker
     renewal: Renewal | None = None
 
-    def __init__(self, source: Source, capabilities: Capabilities, host: Host, concurrency: int, batch: tuple[int, float] | None) -> None:
+    def __init__(
+        self, source: Source, capabilities: Capabilities, host: Host, concurrency: int, batch: tuple[int, float] | None
+    ) -> None:
         self.source, self.host, self.concurrency, self._batch = source, host, concurrency, batch
         self.breakers: list[Breaker] = []
         self.thread = threading.get_ident()
@@ -326,7 +328,9 @@ class Consumer:
             self.renewal.let_go(delivery)
 
     def _hold(self, delivery: Delivery) -> None:
-        again = Delivery(msgspec.structs.replace(delivery.incoming, attempt=delivery.incoming.attempt + 1), self, delivery.tick)
+        again = Delivery(
+            msgspec.structs.replace(delivery.incoming, attempt=delivery.incoming.attempt + 1), self, delivery.tick
+        )
         self._held.add(again)
         again.held_key = delivery.held_key
         if self.source.group is not None and not delivery.local:
@@ -434,8 +438,14 @@ class Consumer:
             self.pending.append(delivery)
             return
         self.host.stats.settle_errors += 1
-        what = "was taken back before it was settled and comes again" if isinstance(error, LeaseLost) else "could not be settled"
-        log.warning("message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error)
+        what = (
+            "was taken back before it was settled and comes again"
+            if isinstance(error, LeaseLost)
+            else "could not be settled"
+        )
+        log.warning(
+            "message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error
+        )
 
     def _keep(self, delivery: Delivery) -> None:
         """A dead letter that could not be stored: the original must not go."""

@@ -36,7 +36,12 @@ class Undertaker:
         """Store a dead letter for each. Returns those that could not be stored, and must be kept."""
         kept = [d for d in deliveries if DEAD_TOPIC in d.incoming.headers]
         for delivery in kept:
-            log.error("dead letter %s failed again (%s): it stays on %r", _id(delivery), _error(delivery), delivery.incoming.topic)
+            log.error(
+                "dead letter %s failed again (%s): it stays on %r",
+                _id(delivery),
+                _error(delivery),
+                delivery.incoming.topic,
+            )
         fresh = [d for d in deliveries if DEAD_TOPIC not in d.incoming.headers]
         if self._queue is None:
             self._drop(fresh, consumer)
@@ -50,7 +55,9 @@ class Undertaker:
             errors = dict.fromkeys(range(len(fresh)), error)
         for index, delivery in enumerate(fresh):
             if index in errors:
-                log.error("no dead letter could be stored for %s (%s); the message is kept", _id(delivery), errors[index])
+                log.error(
+                    "no dead letter could be stored for %s (%s); the message is kept", _id(delivery), errors[index]
+                )
                 kept.append(delivery)
             else:
                 consumer.host.stats.dead_lettered += 1
@@ -144,7 +151,9 @@ class DeadLetterBox:
 
     async def _each(self, connection: Connection, topic: str, limit: int | None, visit: Any) -> int:
         """Visit every dead letter once; those for which `visit` returns True are removed, the rest released."""
-        source = Source(id=f"dlq-{topic}", pattern=topic, group=READERS, start="earliest", max_in_flight=limit or 1 << 30)
+        source = Source(
+            id=f"dlq-{topic}", pattern=topic, group=READERS, start="earliest", max_in_flight=limit or 1 << 30
+        )
         done = 0
         async with connection.open(source) as feed:
             kept: list[Settlement] = []
@@ -175,10 +184,12 @@ class DeadLetterBox:
 
 
 def _original(incoming: Incoming) -> Outgoing:
-    headers = {k: v for k, v in incoming.headers.items() if not k.startswith("amb-dead-") and k not in (EXPIRES, "amb-ttl")}
+    headers = {
+        k: v for k, v in incoming.headers.items() if not k.startswith("amb-dead-") and k not in (EXPIRES, "amb-ttl")
+    }
     group = incoming.headers.get("amb-dead-group")
     if group:
         headers[FOR_GROUP] = group
-    return Outgoing(incoming.headers[DEAD_TOPIC], incoming.body, headers, incoming.key, priority_of(headers), None, None, True)
-
-
+    return Outgoing(
+        incoming.headers[DEAD_TOPIC], incoming.body, headers, incoming.key, priority_of(headers), None, None, True
+    )

@@ -134,7 +134,9 @@ class Processor:
         delivery.running = True
         try:
             argument = message.data if self._bare else message
-            coroutine = self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
+            coroutine = (
+                self._call(argument, self._requests.response(message)) if self._takes_reply else self._call(argument)
+            )
             trap = context.run(coroutine.send, None)
         except StopIteration:
             self._went_well(delivery)
@@ -145,7 +147,9 @@ class Processor:
             return self._rest(delivery, coroutine, trap, context)
         return None
 
-    async def _rest(self, delivery: Delivery, coroutine: Coroutine[Any, Any, Any], trap: object, context: Context) -> None:
+    async def _rest(
+        self, delivery: Delivery, coroutine: Coroutine[Any, Any, Any], trap: object, context: Context
+    ) -> None:
         try:
             self._consumer.suspended()
             await resume(coroutine, trap, context)

@@ -34,7 +34,9 @@ class MessageFilter(msgspec.Struct, frozen=True):
             if given is not None and not isinstance(given, Mapping):
                 raise TypeError(f"MessageFilter: {name} must be a dict, not {type(given).__name__}")
         # A copy: changing the dict afterwards does not change the filter.
-        msgspec.structs.force_setattr(self, "headers", {name: _text(name, value) for name, value in (self.headers or {}).items()})
+        msgspec.structs.force_setattr(
+            self, "headers", {name: _text(name, value) for name, value in (self.headers or {}).items()}
+        )
         msgspec.structs.force_setattr(self, "data_match", dict(self.data_match or {}))
 
     @property

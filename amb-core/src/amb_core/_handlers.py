@@ -70,7 +70,10 @@ def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Paramet
 
 
 def _is_reply(parameter: inspect.Parameter) -> bool:
-    return getattr(parameter.annotation, "__name__", parameter.annotation) == "Response" or parameter.name in ("reply", "response")
+    return getattr(parameter.annotation, "__name__", parameter.annotation) == "Response" or parameter.name in (
+        "reply",
+        "response",
+    )
 
 
 def _annotation(function: Callable[..., Any], parameter: inspect.Parameter, name: str) -> Any:

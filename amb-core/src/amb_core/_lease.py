@@ -71,5 +71,10 @@ class Renewal:
             delivery = deliveries[index]
             if not delivery.settled:
                 stats.settle_errors += 1
-                log.warning("lost the lease of %s on %r: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, error)
+                log.warning(
+                    "lost the lease of %s on %r: %s",
+                    delivery.incoming.headers.get("amb-id"),
+                    delivery.incoming.topic,
+                    error,
+                )
                 self._consumer.lose(delivery)

@@ -108,7 +108,9 @@ class Host:
         if not supervised.ever_live:
             await self.retire(supervised)
             pattern = supervised.consumer.source.pattern
-            raise supervised.error or Unavailable(f"the subscription to {pattern!r} was not live within {self.connect_timeout:g} s")
+            raise supervised.error or Unavailable(
+                f"the subscription to {pattern!r} was not live within {self.connect_timeout:g} s"
+            )
 
     def _update_ready(self) -> None:
         self.ready = self.connection is not None and not self._pending_live and self.state in ("up", "stopping")
@@ -172,11 +174,15 @@ class Host:
             pause = min(pause * 2, LAST_PAUSE)
 
     async def _connected_once(self, deadline: float) -> None:
-        with anyio.CancelScope(deadline=deadline if self.state == "starting" else anyio.current_time() + self.connect_timeout) as scope:
+        with anyio.CancelScope(
+            deadline=deadline if self.state == "starting" else anyio.current_time() + self.connect_timeout
+        ) as scope:
             manager = self.broker.connect()
             connection = await manager.__aenter__()
         if scope.cancelled_caught:
-            raise Unavailable(f"{self.broker!r} did not answer within {self.connect_timeout:g} s: is it running, and is the address right?")
+            raise Unavailable(
+                f"{self.broker!r} did not answer within {self.connect_timeout:g} s: is it running, and is the address right?"
+            )
         error: BaseException | None = None
         try:
             await self._while_connected(connection)
@@ -309,7 +315,9 @@ class Host:
         left = consumer.abort()
         if left:
             self.stats.dropped += left
-            log.warning("%d message(s) for %r were not handled before the end of the grace time", left, consumer.source.pattern)
+            log.warning(
+                "%d message(s) for %r were not handled before the end of the grace time", left, consumer.source.pattern
+            )
         with anyio.move_on_after(LAST_WORDS, shield=True):
             await consumer.close()
         if consumer.ended is not None and not consumer.ended.done():

@@ -111,7 +111,9 @@ class MemoryFeed:
     def _check_settled(self, index: int, token: Token, errors: dict[int, Exception]) -> None:
         """Settling twice is no error; settling what is no longer ours is."""
         if not (isinstance(token, Entry) and token.settled):
-            errors[index] = LeaseLost(f"a delivery on {self._source.pattern!r} was taken back: its lease ran out, or its feed is gone")
+            errors[index] = LeaseLost(
+                f"a delivery on {self._source.pattern!r} was taken back: its lease ran out, or its feed is gone"
+            )
 
     def last_consumer(self) -> bool:
         """See `amb_core.broker.KnowsPeers`."""

@@ -8,7 +8,6 @@ from collections import deque
 from heapq import heappop, heappush
 from math import inf
 
-
 import msgspec
 
 from .broker import Incoming, Outgoing
@@ -48,8 +47,8 @@ class Queue:
     """
 
     __slots__ = (
-        "_delayed", "_keys", "_lanes", "_mark", "_room", "alarm", "aside", "blocked", "called", "lease", "limit", "members", "name", "ordered",
-        "size", "waiters",
+        "_delayed", "_keys", "_lanes", "_mark", "_room", "alarm", "aside", "blocked", "called",
+        "lease", "limit", "members", "name", "ordered", "size", "waiters",
     )  # fmt: skip
 
     def __init__(self, name: str, room: int, mark: int, lease: float) -> None:
@@ -126,7 +125,15 @@ class Queue:
             message = entry.message
             # A copy of the headers for each hand-out: what a handler writes there reaches nobody else.
             taken.append(
-                Incoming(message.topic, message.body, message.headers.copy(), entry, message.key, entry.attempt, str(entry.number))
+                Incoming(
+                    message.topic,
+                    message.body,
+                    message.headers.copy(),
+                    entry,
+                    message.key,
+                    entry.attempt,
+                    str(entry.number),
+                )
             )
         if self.blocked:
             self.unblock()
@@ -255,7 +262,7 @@ class Queue:
         return self.size >= self._room
 
     def line_up(self, ticket: Ticket) -> None:
-        """Oldest first in every queue: then the oldest ticket is nowhere behind another, and nobody waits in a circle."""
+        """Oldest first in every queue: the oldest of all is then first in all of its lines, and no circle forms."""
         if self not in ticket.queues:
             ticket.queues.append(self)
             insort(self.blocked, ticket, key=_age)
@@ -282,5 +289,3 @@ class Queue:
 
 def _age(ticket: Ticket) -> int:
     return ticket.number
-
-

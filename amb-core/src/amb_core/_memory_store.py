@@ -66,7 +66,9 @@ class Store:
     def _deliver(self, message: Outgoing, route: Route) -> None:
         queues, records, inbox = route
         if message.mandatory and inbox is None and not any(queue.members for queue in queues):
-            raise NoResponders(f"nobody is subscribed to {message.topic!r}: subscribe a responder, or check the topic's spelling")
+            raise NoResponders(
+                f"nobody is subscribed to {message.topic!r}: subscribe a responder, or check the topic's spelling"
+            )
         self._number = number = self._number + 1
         if records is not None:
             records.append((number, time(), message))
@@ -135,7 +137,9 @@ class Store:
     def fail_by_chance(self, message: Outgoing) -> None:
         """Raises: Unavailable, at the rate asked for."""
         if self.broker.failure_rate and self._chance.random() < self.broker.failure_rate:
-            raise Unavailable(f"publishing to {message.topic!r} failed by chance: InMemoryBroker(failure_rate={self.broker.failure_rate:g})")
+            raise Unavailable(
+                f"publishing to {message.topic!r} failed by chance, as failure_rate={self.broker.failure_rate:g} asks for"
+            )
 
     def _find(self, topic: str) -> Route:
         route = self._routes.get(topic)
@@ -165,7 +169,11 @@ class Store:
         broker = self.broker
         room = broker.max_queue_size
         mark = max(1, ceil(room * broker.backpressure_threshold)) if broker.backpressure_delay else room
-        who = f"the subscription to {source.pattern!r}" if source.group is None else f"the queue of group {source.group!r} on {source.pattern!r}"
+        who = (
+            f"the subscription to {source.pattern!r}"
+            if source.group is None
+            else f"the queue of group {source.group!r} on {source.pattern!r}"
+        )
         queue = Queue(who, room, mark, inf if source.group is None or broker.lease is None else broker.lease)
         if source.group is not None and source.start == "earliest":
             for number, _, message in self._history.matching(compile_pattern(source.pattern)):
@@ -199,7 +207,10 @@ class Store:
 
     def replay(self, pattern: str, since: float | str | None, until: float | None) -> AsyncIterator[Incoming]:
         """See `amb_core.broker.Replays`. What is yielded is settled from now on, whenever it is read."""
-        after, begin = _position(since) if isinstance(since, str) else 0, since if isinstance(since, float | int) else -inf
+        after, begin = (
+            _position(since) if isinstance(since, str) else 0,
+            since if isinstance(since, float | int) else -inf,
+        )
         end = inf if until is None else until
         records = [r for r in self._history.matching(compile_pattern(pattern)) if r[0] > after and begin <= r[1] <= end]
         return _replayed(records)
@@ -208,7 +219,12 @@ class Store:
         """What `ping` tells people."""
         queues = len(self._groups)
         waiting = sum(queue.size for queue in self._groups.values())
-        return {"broker": "memory", "connections": str(self.connections), "groups": str(queues), "waiting in groups": str(waiting)}
+        return {
+            "broker": "memory",
+            "connections": str(self.connections),
+            "groups": str(queues),
+            "waiting in groups": str(waiting),
+        }
 
 
 def closed_error() -> ConnectionLost:
@@ -219,7 +235,9 @@ def _position(since: str) -> int:
     try:
         return int(since)
     except ValueError:
-        raise ConfigurationError(f"{since!r} is no position of the memory broker: pass a message's position, or epoch seconds as a number") from None
+        raise ConfigurationError(
+            f"{since!r} is no position of the memory broker: pass a message's position, or epoch seconds as a number"
+        ) from None
 
 
 async def _replayed(records: list[Record]) -> AsyncIterator[Incoming]:

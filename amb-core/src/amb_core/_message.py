@@ -17,7 +17,13 @@ from .broker import Incoming
 
 PREFIX = "amb-"
 ID, TIME, CONTENT_TYPE, PRIORITY = "amb-id", "amb-time", "content-type", "amb-priority"
-SENDER, CORRELATION, REPLY_TO, TTL, EXPIRES = "amb-sender", "amb-correlation-id", "amb-reply-to", "amb-ttl", "amb-expires"
+SENDER, CORRELATION, REPLY_TO, TTL, EXPIRES = (
+    "amb-sender",
+    "amb-correlation-id",
+    "amb-reply-to",
+    "amb-ttl",
+    "amb-expires",
+)
 TRACE_ID, TRACEPARENT, METADATA = "amb-trace-id", "traceparent", "amb-metadata"
 INBOX, REQUEST, ERROR = "amb-inbox", "amb-request", "amb-error"
 FOR_GROUP = "amb-for"

@@ -1,252 +1,20 @@
-"""Finds brokers, serializers, filters, retry policies and commands by name, in AMB itself and in installed plugins.
-
-Only the entry point that is named is imported. By convention its name is the name of what it provides; when no
-entry point has the name that is asked for, the remaining ones are loaded too before giving up.
-"""
+"""Brokers, serializers, filters, retry policies and commands by name, AMB's own and installed ones alike."""
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from ._advice import INSTALL, did_you_mean
+from ._registry import Entry, Registry
+from .broker import Broker
 from .errors import AmbError, DecodeError, PluginError
 from .serializer import Serializer
 
 if TYPE_CHECKING:
-    import pluggy
+    import click
 
     from ._retry import RetryPolicy
-
-Kind: TypeAlias = Literal["broker", "serializer", "filter", "retry policy", "command"]
-_HOOKS: dict[Kind, str] = {
-    "broker": "amb_register_brokers",
-    "serializer": "amb_register_serializers",
-    "filter": "amb_register_filters",
-    "retry policy": "amb_register_retry_policies",
-    "command": "amb_register_commands",
-}
-_OPTIONS: dict[Kind, set[str]] = {"broker": {"schemes", "url_option", "env"}, "serializer": {"content_types"}, "command": {"help"}}
-#: The owner of what AMB brings itself, written as ``dist:entry`` like anybody's.
-BUILTIN = "amb-core:builtins"
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """Something a plugin registered."""
-
-    kind: Kind
-    name: str
-    #: The options struct of a broker, else a factory.
-    make: Callable[..., Any]
-    #: ``dist:entry`` of the plugin.
-    owner: str
-    #: A broker's URL schemes, or a serializer's content types.
-    aliases: tuple[str, ...] = ()
-    url_option: str = "url"
-    env: Mapping[str, str] | None = None
-    help: str = ""
-
-
-class Registry:
-    """Everything registered so far, and the entry points that can still be loaded. One per process."""
-
-    def __init__(self, find: Callable[[], Iterable[EntryPoint]] = lambda: entry_points(group="amb")) -> None:
-        self._find = find
-        self._manager: pluggy.PluginManager | None = None
-        self._entries: list[Entry] = []
-        self._draft: list[Entry] = []
-        self._owner = BUILTIN
-        self._waiting: dict[str, list[EntryPoint]] = {}
-        #: Plugins that are installed but broken, by ``dist:entry``.
-        self.failures: dict[str, PluginError] = {}
-
-    def find(self, kind: Kind, name: str) -> Entry:
-        """What is registered under `name`, a name or ``dist:name``, loading the plugin that provides it.
-
-        Raises: PluginError: unknown, not installed, broken, or claimed twice.
-        """
-        found = self.seek(kind, name)
-        if found is None:
-            raise self._unknown(kind, name)
-        return found
-
-    def seek(self, kind: Kind, name: str) -> Entry | None:
-        """As `find`, but None if there is nothing of that name, not even in plugins loaded in search of it."""
-        dist, _, short = name.rpartition(":")
-        return self._search(kind, short, _canonical(dist), lambda entry: entry.name == short)
-
-    def seek_alias(self, kind: Kind, alias: str) -> Entry | None:
-        """The entry with this URL scheme or content type, or None. Raises as `find`."""
-        return self._search(kind, alias, "", lambda entry: alias in entry.aliases or alias == entry.name)
-
-    def all(self, kind: Kind) -> list[Entry]:
-        """Everything installed of this kind, by name. Plugins that are broken are in `failures`."""
-        self._load_rest()
-        return sorted((entry for entry in self._entries if entry.kind == kind), key=lambda entry: (entry.name, entry.owner))
-
-    def _search(self, kind: Kind, name: str, dist: str, fits: Callable[[Entry], bool]) -> Entry | None:
-        self._start()
-
-        def loaded() -> list[Entry]:
-            return [e for e in self._entries if e.kind == kind and fits(e) and dist in ("", e.owner.partition(":")[0])]
-
-        found = loaded()
-        if found and found[0].owner == BUILTIN:
-            return found[0]
-        named = [point for point in self._waiting.get(name, ()) if dist in ("", _dist(point))]
-        if len(named) > 1 and not dist:
-            # An entry point's name may serve another kind of thing: only loading it tells.
-            self._load(named, strict=False)
-        else:
-            self._load(named, strict=not found)
-        found = loaded()
-        if not found:
-            self._load_rest(dist)
-            found = loaded()
-        if len(found) > 1:
-            raise _claimed_twice(kind, name, found)
-        return found[0] if found else None
-
-    def _start(self) -> None:
-        if self._manager is not None:
-            return
-        import pluggy
-
-        from . import _builtins, hookspecs
-
-        self._manager = pluggy.PluginManager("amb")
-        self._manager.add_hookspecs(hookspecs)
-        if os.environ.get("AMB_TRACE_PLUGINS") == "1":
-            self._manager.trace.root.setwriter(lambda text: sys.stderr.write(f"amb: {text}"))
-            self._manager.enable_tracing()
-        for kind, hook in _HOOKS.items():
-            getattr(self._manager.hook, hook).call_historic(kwargs={"register": self._register_for(kind)})
-        self._register_module(_builtins, BUILTIN)
-        for point in self._find():
-            self._waiting.setdefault(point.name, []).append(point)
-
-    def _load_rest(self, dist: str = "") -> None:
-        self._start()
-        self._load([p for points in self._waiting.values() for p in points if dist in ("", _dist(p))], strict=False)
-
-    def _load(self, points: Sequence[EntryPoint], *, strict: bool) -> None:
-        """Load the entry points; a broken one is kept in `failures`, and raises if `strict`."""
-        for point in points:
-            owner = f"{_dist(point)}:{point.name}"
-            if owner not in self.failures:
-                try:
-                    self._load_one(point, owner)
-                except PluginError as error:
-                    self.failures[owner] = error
-                else:
-                    self._waiting[point.name].remove(point)
-            if strict and owner in self.failures:
-                raise self.failures[owner]
-
-    def _load_one(self, point: EntryPoint, owner: str) -> None:
-        try:
-            module = point.load()
-        except Exception as error:
-            raise PluginError(
-                f"the plugin {owner} is installed but cannot be loaded: {type(error).__name__}: {error}. "
-                f"Reinstall or upgrade {_dist(point)}, or uninstall it"
-            ) from error
-        self._register_module(module, owner)
-
-    def _register_module(self, module: ModuleType, owner: str) -> None:
-        manager = self._manager
-        assert manager is not None
-        # One module may stand behind several entry points.
-        if manager.is_registered(module):
-            return
-        self._owner, self._draft = owner, []
-        try:
-            _refuse_unmarked(module, owner)
-            manager.register(module, name=owner)
-            manager.check_pending()
-            self._refuse_taken(owner)
-        except Exception as error:
-            if manager.has_plugin(owner):
-                manager.unregister(name=owner)
-            raise error if isinstance(error, PluginError) else PluginError(
-                f"the plugin {owner} is installed but broken: {error}. Upgrade it, or tell its authors"
-            ) from error
-        self._entries += self._draft
-
-    def _refuse_taken(self, owner: str) -> None:
-        taken = {(entry.kind, entry.name) for entry in self._entries if entry.owner == BUILTIN}
-        for entry in self._draft:
-            if (entry.kind, entry.name) in taken:
-                raise PluginError(f"the plugin {owner} registers the {entry.kind} {entry.name!r}, a name that belongs to AMB itself")
-
-    def _register_for(self, kind: Kind) -> Callable[..., None]:
-        """The `register` function that a plugin gets for `kind`."""
-
-        def register(name: str, make: Callable[..., Any], **options: Any) -> None:
-            if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-                raise ValueError(f"{name!r} is no name for a {kind}: use lower-case letters, digits, '-' and '_'")
-            if options.keys() - _OPTIONS.get(kind, set()):
-                raise TypeError(f"a {kind} is registered with the options {_OPTIONS.get(kind, set())}, not {set(options)}")
-            if kind == "broker":
-                _check_broker(name, make, options)
-            aliases = tuple(alias.lower() for alias in (*options.pop("schemes", ()), *options.pop("content_types", ())))
-            self._draft.append(Entry(kind, name, make, self._owner, aliases, **options))
-
-        return register
-
-    def _unknown(self, kind: Kind, name: str) -> PluginError:
-        installed = [entry.name for entry in self.all(kind)]
-        dist = INSTALL.get(kind, {}).get(name)
-        if dist is not None:
-            text = f"the {kind} {name!r} is not installed: pip install {dist}"
-        else:
-            guess = did_you_mean(name, [*installed, *INSTALL.get(kind, {})])
-            text = f"no {kind} is called {name!r}{guess}; installed: {', '.join(dict.fromkeys(installed)) or 'none'}"
-        broken = "; ".join(map(str, self.failures.values()))
-        error = PluginError(f"{text}. Could not be searched: {broken}" if broken else text)
-        error.__cause__ = next(iter(self.failures.values()), None)
-        return error
-
-
-def _check_broker(name: str, make: object, options: Mapping[str, Any]) -> None:
-    if not (isinstance(make, type) and issubclass(make, msgspec.Struct)):
-        raise TypeError(f"the broker {name!r} must be a msgspec.Struct class of its options, not {make!r}")
-    named = {*(options.get("env") or ()), *([options["url_option"]] if "url_option" in options else ())}
-    missing = named - set(make.__struct_fields__)
-    if missing:
-        raise ValueError(f"the broker {name!r} is registered with options that {make.__name__} does not have: {', '.join(sorted(missing))}")
-
-
-def _dist(point: EntryPoint) -> str:
-    return _canonical(point.dist.name) if point.dist is not None else "unknown"
-
-
-def _canonical(dist: str) -> str:
-    return re.sub(r"[-_.]+", "-", dist).lower()
-
-
-def _refuse_unmarked(module: ModuleType, owner: str) -> None:
-    hooks = [name for name in dir(module) if name.startswith("amb_")]
-    unmarked = [name for name in hooks if callable(getattr(module, name)) and not hasattr(getattr(module, name), "amb_impl")]
-    if unmarked:
-        raise PluginError(f"the plugin {owner} is installed but broken: put @hookimpl above its function {unmarked[0]!r}")
-    if not hooks:
-        raise PluginError(f"the plugin {owner} is installed but broken: {getattr(module, '__name__', module)} has no hooks; "
-                          "an entry point of the group 'amb' names a module with @hookimpl functions")  # fmt: skip
-
-
-def _claimed_twice(kind: Kind, name: str, found: Sequence[Entry]) -> PluginError:
-    choices = [f"{entry.owner.partition(':')[0]}:{entry.name}" for entry in found]
-    return PluginError(f"the {kind} {name!r} is claimed by {' and '.join(entry.owner for entry in found)}: "
-                       f"uninstall one, or choose by its full name, {' or '.join(map(repr, choices))}")  # fmt: skip
-
 
 _registry: Registry | None = None
 
@@ -276,12 +44,27 @@ def serializer_for_content_type(content_type: str) -> Serializer | None:
         raise DecodeError(f"the content type {content_type!r} cannot be decoded: {error}") from error
 
 
+def installed_brokers() -> list[tuple[str, Callable[..., Broker]]]:
+    """Every installed broker: its name, and the class of its options. Broken plugins are left out."""
+    return [(entry.name, entry.make) for entry in registry().all("broker")]
+
+
+def load_commands() -> dict[str, tuple[Callable[[], click.Command], str]]:
+    """The commands of installed plugins: what makes each, and its line of help. A name that two plugins claim
+    is written ``dist:name``."""
+    entries = registry().all("command")
+    claims = Counter(entry.name for entry in entries)
+    return {entry.name if claims[entry.name] == 1 else entry.full_name: (entry.make, entry.help) for entry in entries}
+
+
 def load_filter(name: str, *arguments: Any, **options: Any) -> Callable[[Any], bool]:
     """The message filter of that name, made with the given arguments. Raises: PluginError."""
     entry = registry().find("filter", name)
     made: Callable[[Any], bool] = _build(entry, *arguments, **options)
     if not callable(made):
-        raise PluginError(f"the filter {name!r} of the plugin {entry.owner} is broken: its factory returned {made!r}, not a function")
+        raise PluginError(
+            f"the filter {name!r} of the plugin {entry.owner} is broken: its factory returned {made!r}, not a function"
+        )
     return made
 
 
@@ -292,15 +75,19 @@ def load_retry_policy(name: str, **options: Any) -> RetryPolicy:
     entry = registry().find("retry policy", name)
     made = _build(entry, **options)
     if not isinstance(made, RetryPolicy):
-        raise PluginError(f"the retry policy {name!r} of the plugin {entry.owner} is broken: its factory returned {made!r}")
+        raise PluginError(
+            f"the retry policy {name!r} of the plugin {entry.owner} is broken: its factory returned {made!r}"
+        )
     return made
 
 
 def _build_serializer(entry: Entry) -> Serializer:
     made = _build(entry)
     if not isinstance(made, Serializer):
-        raise PluginError(f"the serializer {entry.name!r} of the plugin {entry.owner} is broken: a {type(made).__name__} lacks "
-                          "something of amb_core.serializer.Serializer")  # fmt: skip
+        raise PluginError(
+            f"the serializer {entry.name!r} of the plugin {entry.owner} is broken: a {type(made).__name__} "
+            "lacks something of amb_core.serializer.Serializer"
+        )
     return made
 
 
@@ -310,4 +97,6 @@ def _build(entry: Entry, *arguments: Any, **options: Any) -> Any:
     except AmbError:
         raise
     except Exception as error:
-        raise PluginError(f"the {entry.kind} {entry.name!r} of {entry.owner} could not be made: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"the {entry.kind} {entry.name!r} of {entry.owner} could not be made: {type(error).__name__}: {error}"
+        ) from error

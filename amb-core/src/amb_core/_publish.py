@@ -13,7 +13,21 @@ import anyio
 
 from ._deliver import current_message
 from ._message import (
-    CONTENT_TYPE, CORRELATION, EXPIRES, ID, METADATA, NORMAL, PREFIX, PRIORITY, REPLY_TO, SENDER, TIME, TRACE_ID, TRACEPARENT, TTL, MessagePriority,
+    CONTENT_TYPE,
+    CORRELATION,
+    EXPIRES,
+    ID,
+    METADATA,
+    NORMAL,
+    PREFIX,
+    PRIORITY,
+    REPLY_TO,
+    SENDER,
+    TIME,
+    TRACE_ID,
+    TRACEPARENT,
+    TTL,
+    MessagePriority,
 )  # fmt: skip
 from .broker import Capabilities, Outgoing
 from .concurrency import Future, Wakeup, new_future
@@ -32,7 +46,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 class Publisher:
     """Stamps and sends. One per bus."""
 
-    def __init__(self, serializer: Serializer, capabilities: Capabilities, host: Host, sender: str | None, timeout: float) -> None:
+    def __init__(
+        self, serializer: Serializer, capabilities: Capabilities, host: Host, sender: str | None, timeout: float
+    ) -> None:
         self._encode = serializer.encode
         self._capabilities, self._host, self._sender, self._timeout = capabilities, host, sender, timeout
         self._prefix = os.urandom(6).hex() + "-"
@@ -120,7 +136,9 @@ class Publisher:
                 "publish a reference to the data instead"
             )
         if limits.max_headers is not None and len(outgoing.headers) > limits.max_headers:
-            raise MessageTooLarge(f"the message for {outgoing.topic!r} has {len(outgoing.headers)} headers, the broker takes {limits.max_headers}")
+            raise MessageTooLarge(
+                f"the message for {outgoing.topic!r} has {len(outgoing.headers)} headers, the broker takes {limits.max_headers}"
+            )
 
     async def send(self, outgoing: Outgoing) -> None:
         """Hand one message to the broker. Blocks until it is accepted, for back-pressure, and through an
@@ -181,7 +199,9 @@ class Publisher:
                 await anyio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE) if again else _FIRST_PAUSE
 
-    async def _send_batch(self, batch: list[tuple[Outgoing, Future[None], float]]) -> list[tuple[Outgoing, Future[None], float]]:
+    async def _send_batch(
+        self, batch: list[tuple[Outgoing, Future[None], float]]
+    ) -> list[tuple[Outgoing, Future[None], float]]:
         """Returns those to be tried again."""
         batch = [entry for entry in batch if not entry[1].done()]
         errors: dict[int, Exception] = {}
@@ -193,7 +213,9 @@ class Publisher:
         except PartialFailure as failure:
             errors = failure.errors
         except TimeoutError as error:
-            unknown = PublishUnknown(f"the broker did not answer within {self._timeout:g} s: the message may or may not have been accepted")
+            unknown = PublishUnknown(
+                f"the broker did not answer within {self._timeout:g} s: the message may or may not have been accepted"
+            )
             unknown.__cause__ = error
             errors = dict.fromkeys(range(len(batch)), unknown)
         except Exception as error:
@@ -219,7 +241,9 @@ def check_headers(headers: Mapping[str, str]) -> None:
     """Raises: TypeError for what is no string, ValueError for AMB's own names and what UTF-8 cannot carry."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {name!r} must map a str to a str, not to {type(value).__name__}; use metadata= for other values")
+            raise TypeError(
+                f"header {name!r} must map a str to a str, not to {type(value).__name__}; use metadata= for other values"
+            )
         lowered = name.lower()
         if not name or lowered.startswith(PREFIX) or lowered == CONTENT_TYPE:
             raise ValueError(f"header {name!r} is reserved for AMB")
@@ -240,5 +264,3 @@ def _positive(name: str, value: float) -> float:
     if not value >= 0:
         raise ValueError(f"{name} is a number of seconds and cannot be {value!r}")
     return value
-
-

@@ -62,7 +62,9 @@ class Asked:
 class Requests:
     """Both sides of request/reply for one bus."""
 
-    def __init__(self, publisher: Publisher, capabilities: Capabilities, host: Host, decode: Callable[[Incoming], Any]) -> None:
+    def __init__(
+        self, publisher: Publisher, capabilities: Capabilities, host: Host, decode: Callable[[Incoming], Any]
+    ) -> None:
         self._publisher, self._capabilities, self._host, self._decode = publisher, capabilities, host, decode
         self._address = INBOX_PREFIX + os.urandom(8).hex()
         self._ids = count(1)
@@ -195,7 +197,9 @@ class Requests:
             return request
         found = self.held.get(request)
         if found is None:
-            raise ValueError(f"no open request with the id {request!r}: reply while the message is held, or pass the message itself")
+            raise ValueError(
+                f"no open request with the id {request!r}: reply while the message is held, or pass the message itself"
+            )
         return found
 
     async def _publish_reply(self, request: Message, value: object, error: str | None) -> None:

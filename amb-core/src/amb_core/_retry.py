@@ -44,7 +44,9 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
         state.attempt_number = attempt
-        wait = wait_exponential(multiplier=self.initial_delay, max=self.max_delay, exp_base=self.exponential_base)(state)
+        wait = wait_exponential(multiplier=self.initial_delay, max=self.max_delay, exp_base=self.exponential_base)(
+            state
+        )
         return wait + wait_random(0, wait * self.jitter)(state)
 
 
@@ -61,7 +63,11 @@ class DeadLetterQueue(msgspec.Struct, frozen=True):
 
 
 def effective_policy(
-    retries: int | None, delay: float | None, own: RetryPolicy | None, bus: RetryPolicy | None, dlq: DeadLetterQueue | None
+    retries: int | None,
+    delay: float | None,
+    own: RetryPolicy | None,
+    bus: RetryPolicy | None,
+    dlq: DeadLetterQueue | None,
 ) -> RetryPolicy:
     """The subscriber's settings over the bus's policy over the dead-letter queue's count over none."""
     policy = own or bus or RetryPolicy(max_retries=dlq.max_retries if dlq else 0)

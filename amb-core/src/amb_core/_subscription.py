@@ -107,7 +107,14 @@ class Subscription(str):
         if not alive and error is None:
             error = "connected, but the broker has not answered its feed for too long"
         return SubscriptionHealth(
-            self, self.pattern, self.group, alive, len(consumer.open), consumer.running, paused, error if not alive else None
+            self,
+            self.pattern,
+            self.group,
+            alive,
+            len(consumer.open),
+            consumer.running,
+            paused,
+            error if not alive else None,
         )
 
 

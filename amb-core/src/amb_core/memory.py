@@ -57,10 +57,12 @@ class InMemoryBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         positive = self.max_queue_size >= 1 and (self.lease is None or self.lease > 0)
         if not positive or self.latency_ms < 0 or self.backpressure_delay < 0 or self.history < 0:
             raise ConfigurationError(
-                f"{self!r}: max_queue_size and lease are above 0, latency_ms, backpressure_delay and history not below it"
+                f"{self!r}: max_queue_size and lease must be above 0, latency_ms, backpressure_delay and history at least 0"
             )
         if not 0 < self.backpressure_threshold <= 1:
-            raise ConfigurationError(f"backpressure_threshold is a part of max_queue_size, above 0 to 1, not {self.backpressure_threshold!r}")
+            raise ConfigurationError(
+                f"backpressure_threshold is a part of max_queue_size, above 0 to 1, not {self.backpressure_threshold!r}"
+            )
         if not 0 <= self.failure_rate <= 1:
             raise ConfigurationError(f"failure_rate is a part of all publishes, 0 to 1, not {self.failure_rate!r}")
 
@@ -103,7 +105,8 @@ class InMemoryBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if store is not None and store.home != home:
             if store.home[1] != home[1]:
                 raise ConfigurationError(
-                    "this InMemoryBroker is connected in another thread's event loop: use one object for each loop, or a broker that crosses them"
+                    "this InMemoryBroker is connected in another thread's event loop: "
+                    "use one object for each loop, or a broker that crosses them"
                 )
             store = None  # its event loop ended without closing it
         if store is None:

@@ -17,7 +17,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-__all__ = ["MAX_BYTES", "RESERVED", "PatternTable", "compile_pattern", "is_pattern", "validate_pattern", "validate_topic"]
+__all__ = [
+    "MAX_BYTES",
+    "RESERVED",
+    "PatternTable",
+    "compile_pattern",
+    "is_pattern",
+    "validate_pattern",
+    "validate_topic",
+]
 
 T = TypeVar("T")
 
@@ -45,8 +53,10 @@ def validate_topic(topic: str, *, internal: bool = False) -> None:
         _check(topic, "topic")
         wildcard = next((word for word in topic.split(".") if "*" in word or "#" in word), None)
         if wildcard is not None:
-            raise ValueError(f"topic {_short(topic)} has a wildcard in {_short(wildcard)}: publish to a concrete topic; "
-                             "'*' and '#' belong in subscriptions") from None  # fmt: skip
+            raise ValueError(
+                f"topic {_short(topic)} has a wildcard in {_short(wildcard)}: publish to a concrete topic; "
+                "'*' and '#' belong in subscriptions"
+            ) from None
         reserved = topic.startswith(RESERVED)
         if len(_topics) >= _CACHED:
             _topics.clear()
@@ -117,7 +127,9 @@ def _short(text: str) -> str:
 
 
 def _reserved(kind: str, text: str) -> ValueError:
-    return ValueError(f"{kind} {_short(text)} begins with {RESERVED!r}, which is reserved for AMB itself: use another first word")
+    return ValueError(
+        f"{kind} {_short(text)} begins with {RESERVED!r}, which is reserved for AMB itself: use another first word"
+    )
 
 
 def _is_public(topic: str) -> bool:

@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-
 from amb_core.broker import Connection, Feed, Incoming, Outgoing, Source
 from amb_core.errors import AmbError, NoResponders, PartialFailure, PublishUnknown, UnsupportedError
 
@@ -169,11 +168,16 @@ class RedisConnection:
         """See `amb_core.broker.ReportsHealth.ping`."""
         began = time.perf_counter()
         raw = checked(await self._servers.one(b"", ("HELLO",), "ask Redis for its health"), "health")
-        facts = {k.decode(): v.decode() if isinstance(v, bytes) else str(v) for k, v in zip(raw[::2], raw[1::2], strict=True)}
+        facts = {
+            k.decode(): v.decode() if isinstance(v, bytes) else str(v) for k, v in zip(raw[::2], raw[1::2], strict=True)
+        }
         return {
             "version": f"{facts.get('server', 'redis')} {facts.get('version', '?')}",
             "role": facts.get("role", "?"),
             "mode": facts.get("mode", "?"),
             "latency": f"{(time.perf_counter() - began) * 1000:.2f} ms",
-            **{f"beyond stream_max_len: {topic}": f"group {group} lags" for topic, group in self._trimmer.lagging.items()},
+            **{
+                f"beyond stream_max_len: {topic}": f"group {group} lags"
+                for topic, group in self._trimmer.lagging.items()
+            },
         }

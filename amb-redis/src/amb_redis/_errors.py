@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from redis import exceptions as native
-
 from amb_core.errors import (
     AccessDenied,
     AmbError,
@@ -14,6 +12,7 @@ from amb_core.errors import (
     PublishUnknown,
     Unavailable,
 )
+from redis import exceptions as native
 
 __all__ = ["NATIVE", "translate"]
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
-from redis.exceptions import NoScriptError
-
 from amb_core.broker import Incoming, Settlement, Source, Token
 from amb_core.errors import AmbError, Unavailable
 from amb_core.topics import compile_pattern, is_pattern
+from redis.exceptions import NoScriptError
 
 from . import _scripts
 from ._errors import NATIVE, translate
@@ -53,7 +52,9 @@ class StreamFeed:
         self._patience = options.response_timeout
         self._forget = int(max(_FORGET, 4 * options.lease) * 1000)
         self._group = names.group(source.group, source.pattern).encode() if source.group is not None else b""
-        self._matches: Callable[[str], bool] | None = compile_pattern(source.pattern) if is_pattern(source.pattern) else None
+        self._matches: Callable[[str], bool] | None = (
+            compile_pattern(source.pattern) if is_pattern(source.pattern) else None
+        )
         #: A Cluster reads each topic on its own node, so nothing can wait for all of them.
         self._polls = found.clustered and self._matches is not None
         self._topics: dict[str, Topic] = {}
@@ -67,7 +68,9 @@ class StreamFeed:
         self._link: Link | None = None
         self._asked: Read | None = None
         self._leases = Leases(found, self._group, consumer.encode(), options.lease)
-        self._reader = Reader(self._leases, self._group, consumer.encode(), options.lease, source.ordered_by is not None)
+        self._reader = Reader(
+            self._leases, self._group, consumer.encode(), options.lease, source.ordered_by is not None
+        )
 
     # --- begin and end ---------------------------------------------------------------------------
 

@@ -109,7 +109,9 @@ class Leases:
             else:
                 topics.setdefault(held.lane.topic, []).append((index, held))
         calls = [(topic.base, self._extend(topic, [held for _, held in items])) for topic, items in topics.items()]
-        for items, reply in zip(topics.values(), await self._servers.call(calls, "extend leases") if calls else (), strict=True):
+        for items, reply in zip(
+            topics.values(), await self._servers.call(calls, "extend leases") if calls else (), strict=True
+        ):
             if isinstance(reply, Exception):
                 errors |= {index: translate(reply, "extend leases") for index, _ in items}
                 continue
@@ -142,7 +144,11 @@ class Leases:
     async def regroup(self, lane: Lane) -> None:
         """Make the group again, from where this consumer had read to."""
         start = b"0" if lane.again else lane.last
-        reply = (await self._servers.call([(lane.topic.base, ("XGROUP", "CREATE", lane.key, self._group, start, "MKSTREAM"))], "make a group"))[0]
+        reply = (
+            await self._servers.call(
+                [(lane.topic.base, ("XGROUP", "CREATE", lane.key, self._group, start, "MKSTREAM"))], "make a group"
+            )
+        )[0]
         if "BUSYGROUP" not in str(reply):
             checked(reply, "make a group")
 
@@ -151,7 +157,10 @@ class Leases:
         calls = list[_Call]()
         for topic in topics:
             for lane in topic.lanes.values():
-                calls += [self._requeue(lane.open[entry], lane.open[entry].attempt, 0.0) for entry in sorted(lane.open, key=_order)]
+                calls += [
+                    self._requeue(lane.open[entry], lane.open[entry].attempt, 0.0)
+                    for entry in sorted(lane.open, key=_order)
+                ]
                 lane.open.clear()
             calls.append((topic.base, _scripts.LEAVE.call([topic.base], self._group, self._consumer)))
         for reply in await self._servers.call(calls, "give messages back") if calls else ():
@@ -160,7 +169,9 @@ class Leases:
 
 def _lost(held: object) -> AmbError:
     where = held.position if isinstance(held, Delivery) else "a delivery of another connection"
-    return LeaseLost(f"{where}: the lease ran out, and the message may be with another member: raise lease if handlers block")
+    return LeaseLost(
+        f"{where}: the lease ran out, and the message may be with another member: raise lease if handlers block"
+    )
 
 
 def _order(entry: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
+from amb_core.errors import AmbError, ConfigurationError, PublishUnknown, Unavailable
 from hiredis import pack_command
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
@@ -16,8 +17,6 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
-
-from amb_core.errors import AmbError, ConfigurationError, PublishUnknown, Unavailable
 
 from . import _scripts
 from ._errors import NATIVE, translate
@@ -194,7 +193,9 @@ class Servers:
             for node, indexes in self._by_node(commands, todo):
                 got = await node.call([commands[i][1] for i in indexes], doing, unknown)
                 for i, reply in zip(indexes, got, strict=True):
-                    replies[i] = await self._redirected(commands[i][1], reply, doing) if isinstance(reply, AskError) else reply
+                    replies[i] = (
+                        await self._redirected(commands[i][1], reply, doing) if isinstance(reply, AskError) else reply
+                    )
             todo = [i for i in todo if isinstance(replies[i], MovedError)]
             if not todo and not any(isinstance(reply, Unavailable | PublishUnknown) for reply in replies):
                 return replies
@@ -284,7 +285,9 @@ async def _topology(options: RedisBroker) -> AsyncIterator[Servers]:
     except NATIVE as error:
         raise translate(error, "connect to Redis") from error
     except TypeError as error:
-        raise ConfigurationError(f"RedisBroker: redis-py does not take an option of client_options or the URL: {error}") from error
+        raise ConfigurationError(
+            f"RedisBroker: redis-py does not take an option of client_options or the URL: {error}"
+        ) from error
 
 
 def _arguments(options: RedisBroker) -> dict[str, Any]:

@@ -41,7 +41,11 @@ class PubSubFeed:
     async def start(self) -> None:
         """Subscribe; returns when the server has said so."""
         pattern = self._source.pattern
-        verb, name = ("PSUBSCRIBE", self._names.glob(pattern)) if is_pattern(pattern) else ("SUBSCRIBE", self._names.channel(pattern))
+        verb, name = (
+            ("PSUBSCRIBE", self._names.glob(pattern))
+            if is_pattern(pattern)
+            else ("SUBSCRIBE", self._names.channel(pattern))
+        )
         doing = f"subscribe to {pattern!r}"
         self._link = await self._servers.link(name)
         try:

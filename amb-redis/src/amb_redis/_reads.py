@@ -66,7 +66,15 @@ class Reader:
         topics = topics[turn:] + topics[:turn]
         fair = max(1, limit // _FAIR) if self._streak >= _FAIR else 0
         sweep = bool(self._group) and not self._ordered and any(topic.wake <= now for topic in topics)
-        args: list[object] = [self._group, self._consumer, limit, fair, int(self._lease * 1000), int(sweep), int(self._ordered)]
+        args: list[object] = [
+            self._group,
+            self._consumer,
+            limit,
+            fair,
+            int(self._lease * 1000),
+            int(sweep),
+            int(self._ordered),
+        ]
         for topic in topics:
             args += (topic.express.last, topic.normal.last, 0 if topic.overtaken else 1)
         return Read([_scripts.READ.call([topic.base for topic in topics], *args)], topics, limit, now)
@@ -99,7 +107,9 @@ class Reader:
             self._streak = self._streak + len(entries) if name == b"x" else 0
             lane.read += len(entries)
             if counts:
-                found += [self.incoming(lane, e[0], e[1], n, read.began) for e, n in zip(entries, counts[0], strict=True)]
+                found += [
+                    self.incoming(lane, e[0], e[1], n, read.began) for e, n in zip(entries, counts[0], strict=True)
+                ]
             else:
                 found += [self.incoming(lane, entry, fields, 0, read.began) for entry, fields in entries]
                 lane.last = entries[-1][0]

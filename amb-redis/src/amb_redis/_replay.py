@@ -42,7 +42,13 @@ async def replay(
 ) -> AsyncIterator[Incoming]:
     """See `amb_core.broker.Replays.replay`."""
     after = _place(since) if isinstance(since, str) else None
-    first = f"{after.ms}-{after.serial}" if after else f"{max(0, int(since * 1000))}-0" if isinstance(since, float | int) else "-"
+    first = (
+        f"{after.ms}-{after.serial}"
+        if after
+        else f"{max(0, int(since * 1000))}-0"
+        if isinstance(since, float | int)
+        else "-"
+    )
     lanes = [_Lane(found, names, topic, lane) for topic in await _topics(found, names, pattern) for lane in ("s", "x")]
     heap = list[tuple[_Place, int, list[bytes]]]()
     for index, lane in enumerate(lanes):
@@ -80,7 +86,9 @@ class _Lane:
 
     async def begin(self, first: str, until_ms: int | None) -> None:
         """Fix both ends."""
-        tails = await self._servers.one(self._base, _scripts.BIND.call([self._base], "", "0", 0), "read the end of a stream")
+        tails = await self._servers.one(
+            self._base, _scripts.BIND.call([self._base], "", "0", 0), "read the end of a stream"
+        )
         self._from = first
         self._to = tails[0 if self._lane == "x" else 2].decode()
         if until_ms is not None and until_ms < int(self._to.partition("-")[0]):

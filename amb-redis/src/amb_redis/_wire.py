@@ -9,7 +9,6 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-
 from amb_core.broker import INBOX_PREFIX, Outgoing
 
 __all__ = [

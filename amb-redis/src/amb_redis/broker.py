@@ -7,7 +7,6 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-
 from amb_core.broker import Capabilities, Connection
 from amb_core.config import Secret, masked_repr, validate
 from amb_core.errors import ConfigurationError
@@ -76,7 +75,11 @@ class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         validate(self)
-        for option, urls in (("url", [self.url]), ("cluster_nodes", self.cluster_nodes), ("sentinel_nodes", self.sentinel_nodes)):
+        for option, urls in (
+            ("url", [self.url]),
+            ("cluster_nodes", self.cluster_nodes),
+            ("sentinel_nodes", self.sentinel_nodes),
+        ):
             for url in urls:
                 _check_url(option, url)
         if self.cluster_nodes and self.sentinel_nodes:
@@ -129,7 +132,9 @@ class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _check_url(option: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix") or not (parts.netloc or parts.path):
-        raise ConfigurationError(f"RedisBroker: {option} must look like redis://host:6379/0, rediss://… or unix:///path")
+        raise ConfigurationError(
+            f"RedisBroker: {option} must look like redis://host:6379/0, rediss://… or unix:///path"
+        )
     try:
         _ = parts.port
     except ValueError as error:

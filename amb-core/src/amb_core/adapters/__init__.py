@@ -57,7 +57,8 @@ def __dir__() -> list[str]:
 
 
 def _broken(name: str, dist: str, error: Exception) -> _NotInstalled:
-    return _NotInstalled(f"{name}: {dist} is installed but cannot be imported: {type(error).__name__}: {error}. Reinstall or upgrade {dist}")
+    why = f"{type(error).__name__}: {error}"
+    return _NotInstalled(f"{name}: {dist} is installed but cannot be imported: {why}. Reinstall or upgrade {dist}")
 
 
 def lazy(*names: str) -> Callable[[str], Any]:

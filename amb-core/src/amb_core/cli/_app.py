@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
+from .._advice import did_you_mean
+from .._plugins import registry
 from ._common import examples
 from ._exit import report
-from ._suggest import did_you_mean
 
 #: Command: its module here, the attribute in it, its line in ``amb --help``. Loaded when it runs.
 BUILT_IN = {
@@ -32,17 +33,19 @@ class Commands(click.Group):
     """The built-in commands, then those of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*BUILT_IN, *(name for name in sorted(_plugin_commands()) if name not in BUILT_IN)]
+        return [*BUILT_IN, *(entry.name for entry in registry().all("command") if entry.name not in BUILT_IN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in BUILT_IN:
             module, attribute, _ = BUILT_IN[cmd_name]
             command: click.Command = getattr(import_module(f"{__package__}.{module}"), attribute)
             return command
-        found = _plugin_commands().get(cmd_name)
-        return found[0]() if found else None
+        found = registry().seek("command", cmd_name)
+        return found.make() if found else None
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = click.utils.make_str(args[0])
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             raise click.UsageError(f"no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
@@ -50,16 +53,10 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``, without importing a single command."""
-        plugins = {name: line for name, (_, line) in _plugin_commands().items()}
+        plugins = {entry.name: entry.help or f"From {entry.owner}." for entry in registry().all("command")}
         lines = plugins | {name: line for name, (_, _, line) in BUILT_IN.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, lines[name]) for name in self.list_commands(ctx)])
-
-
-def _plugin_commands() -> dict[str, tuple[Callable[[], click.Command], str]]:
-    from .._plugins import load_commands
-
-    return load_commands()
 
 
 @click.group(

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from .. import Message, MessageBus, MessagePriority
+from ..broker import Broker
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -46,11 +47,24 @@ class Where(msgspec.Struct, frozen=True):
 
     def bus(self, **settings: Any) -> MessageBus:
         """An unconnected bus. Says in one line on stderr when other processes cannot see what it does."""
-        bus = MessageBus(self.broker, broker_url=self.url, connect_timeout=self.connect_timeout, sender="amb-cli", **settings)
+        bus = MessageBus(
+            self.broker, broker_url=self.url, connect_timeout=self.connect_timeout, sender="amb-cli", **settings
+        )
         if bus.capabilities.single_process:
             note("this broker lives inside one process, so other programs neither see nor answer this; "
                  "name a real one with --broker, --url or AMB_BROKER")  # fmt: skip
         return bus
+
+
+def describe(broker: Broker) -> str:
+    """A broker for people: its class, and where it is."""
+    from ..config import mask_url
+
+    for name in getattr(broker, "__struct_fields__", ()):
+        value = getattr(broker, name)
+        if isinstance(value, str) and "://" in value:
+            return f"{type(broker).__name__} at {mask_url(value)}"
+    return type(broker).__name__
 
 
 def broker_options(command: F) -> F:
@@ -102,7 +116,9 @@ def parse_payload(text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         if text.lstrip()[:1] in ("{", "[", '"'):
-            raise click.UsageError(f"the payload looks like JSON but is not ({error}); use --text to send it as text") from None
+            raise click.UsageError(
+                f"the payload looks like JSON but is not ({error}); use --text to send it as text"
+            ) from None
         return text
     except UnicodeEncodeError:
         raise click.UsageError("the payload is not valid UTF-8 text") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import MessageBus
-from ._common import echo_json, examples, json_option, note
+from ._common import describe, echo_json, examples, json_option, note
 from ._exit import CommandFailed, ExitCode
 
 
@@ -20,7 +20,9 @@ from ._exit import CommandFailed, ExitCode
 @click.argument("broker")
 @click.option("--url", metavar="URL", help="Where the broker is.  [default: the broker's AMB_… variable]")
 @click.option("--only", "ids", metavar="ID", multiple=True, help="A case (D7) or section (D); may be repeated.")
-@click.option("--jobs", type=click.IntRange(min=1), default=16, show_default=True, help="Cases that run at the same time.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=16, show_default=True, help="Cases that run at the same time."
+)
 @json_option
 def conform(broker: str, url: str | None, ids: tuple[str, ...], jobs: int, as_json: bool) -> None:
     """Run AMB's conformance cases against BROKER (a name or URL) and print one line a case.
@@ -31,10 +33,11 @@ def conform(broker: str, url: str | None, ids: tuple[str, ...], jobs: int, as_js
         from .. import testing
     except ModuleNotFoundError as error:
         raise CommandFailed(
-            f"the conformance kit needs {error.name!r}, which is not installed: pip install 'amb-core[testing]'", ExitCode.NOT_FOUND
+            f"the conformance kit needs {error.name!r}, which is not installed: pip install 'amb-core[testing]'",
+            ExitCode.NOT_FOUND,
         ) from error
     value = MessageBus(broker, broker_url=url).broker
-    note(f"running the conformance cases against {value!r}")
+    note(f"running the conformance cases against {describe(value)}")
     report = testing.conform(value, ids=ids or None, jobs=jobs)
     if as_json:
         echo_json({**report.summary(), "outcomes": report.outcomes})

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import click
 
-from ._common import SECONDS, echo_json, examples, json_option
+from ._common import SECONDS, describe, echo_json, examples, json_option
 from ._exit import CommandFailed
 from ._reload import Guard
 
@@ -24,15 +24,37 @@ from ._reload import Guard
         "python -m amb_core.demo               # the same command",
     )
 )
-@click.option("--input", "folder", metavar="DIR", default=".", show_default="this folder", help="A repository, or any folder of source files.")
-@click.option("--limit", type=click.IntRange(min=1), default=500, show_default=True, help="The newest so many commits, and so many files.")
-@click.option("--patience", metavar="S", type=SECONDS, default=20.0, show_default=True, help="Seconds of silence after which what is missing is lost.")
+@click.option(
+    "--input",
+    "folder",
+    metavar="DIR",
+    default=".",
+    show_default="this folder",
+    help="A repository, or any folder of source files.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="The newest so many commits, and so many files.",
+)
+@click.option(
+    "--patience",
+    metavar="S",
+    type=SECONDS,
+    default=20.0,
+    show_default=True,
+    help="Seconds of silence after which what is missing is lost.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log every retry and dead letter.")
 @click.option("--broker", metavar="NAME", help="Broker name or URL.  [default: AMB_BROKER, else memory]")
 @click.option("--url", metavar="URL", help="Where the broker is.  [default: the broker's AMB_… variable]")
 @click.option("--agent", hidden=True, help="Internal: be one agent in a process of its own.")
 @json_option
-def demo(folder: str, limit: int, agent: str | None, broker: str | None, url: str | None, verbose: bool, **options: Any) -> None:
+def demo(
+    folder: str, limit: int, agent: str | None, broker: str | None, url: str | None, verbose: bool, **options: Any
+) -> None:
     """Let agents read, analyse and review a repository's commits and files.
 
     A reader announces each; analysts in a group share the work, fail at some of it, and ask reviewers; a governor's
@@ -56,7 +78,11 @@ def demo(folder: str, limit: int, agent: str | None, broker: str | None, url: st
         anyio.run(launch.run_agent, agent, bus, found)
     else:
         _hand_down(broker, url)
-        _run(bus, launch.Plan(found, options["patience"], launch.agent_command(folder, limit, verbose)), options["as_json"])
+        _run(
+            bus,
+            launch.Plan(found, options["patience"], launch.agent_command(folder, limit, verbose)),
+            options["as_json"],
+        )
 
 
 def _hand_down(broker: str | None, url: str | None) -> None:
@@ -69,10 +95,14 @@ def _run(bus: Any, plan: Any, as_json: bool) -> None:
     from ..demo import launch, summary
 
     say = partial(click.echo, err=True)
-    where = "together in one process" if bus.capabilities.single_process else f"in {len(launch.PROCESSES) + 1} processes"
+    where = (
+        "together in one process" if bus.capabilities.single_process else f"in {len(launch.PROCESSES) + 1} processes"
+    )
     source = plan.source
     history = f"{len(source.commits)} commits" if not source.no_history else f"no history ({source.no_history})"
-    say(f"AMB demo: {history} and {len(source.files)} files of {source.folder}; agents {where}, on {bus.broker!r}")
+    say(
+        f"AMB demo: {history} and {len(source.files)} files of {source.folder}; agents {where}, on {describe(bus.broker)}"
+    )
     try:
         result = anyio.run(launch.run, bus, plan, lambda line: say(f"  {line}"))
     except* launch.AgentDied as group:

@@ -47,7 +47,9 @@ def list_(where: Where, topic: str, limit: int, as_json: bool) -> None:
         if as_json:
             echo_json(record(letter))
         else:
-            click.echo(f"{letter.id}  {letter.info.last_time.isoformat()[:19]}  {letter.info.topic}  {letter.info.reason}: {letter.info.error}")
+            click.echo(
+                f"{letter.id}  {letter.info.last_time.isoformat()[:19]}  {letter.info.topic}  {letter.info.reason}: {letter.info.error}"
+            )
     if not letters and not as_json:
         click.echo(f"no dead letters on {topic!r}", err=True)
 
@@ -148,7 +150,9 @@ async def _check(bus: MessageBus, wanted: Collection[str] | None, topic: str) ->
 
 
 def _missing(ids: list[str], topic: str) -> CommandFailed:
-    return CommandFailed(f"no dead letter {', '.join(ids)} on {topic!r}: 'amb dlq list' shows what there is", ExitCode.NOT_FOUND)
+    return CommandFailed(
+        f"no dead letter {', '.join(ids)} on {topic!r}: 'amb dlq list' shows what there is", ExitCode.NOT_FOUND
+    )
 
 
 def _say(done: str, number: int, as_json: bool) -> None:

@@ -9,7 +9,19 @@ from typing import Any
 import click
 
 from .. import Message, MessageBus
-from ._common import PRIORITIES, SECONDS, Where, broker_options, echo_json, examples, json_option, parse_headers, parse_payload, read_payload, run
+from ._common import (
+    PRIORITIES,
+    SECONDS,
+    Where,
+    broker_options,
+    echo_json,
+    examples,
+    json_option,
+    parse_headers,
+    parse_payload,
+    read_payload,
+    run,
+)
 
 BATCH = 100
 
@@ -36,7 +48,16 @@ BATCH = 100
 @click.option("--key", metavar="KEY", help="The ordering key.")
 @json_option
 @broker_options
-def publish(where: Where, topic: str, payload: str, as_text: bool, lines: bool, headers: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def publish(
+    where: Where,
+    topic: str,
+    payload: str,
+    as_text: bool,
+    lines: bool,
+    headers: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Publish PAYLOAD on TOPIC and print the message's id.
 
     PAYLOAD is JSON; what is plainly no JSON is sent as a string; '-' reads it from stdin. Returns when
@@ -53,14 +74,18 @@ def publish(where: Where, topic: str, payload: str, as_text: bool, lines: bool, 
         run(_publish_one, where, topic, read_payload(payload, as_text), header, as_json, options)
 
 
-async def _publish_one(where: Where, topic: str, value: Any, headers: dict[str, str], as_json: bool, options: dict[str, Any]) -> None:
+async def _publish_one(
+    where: Where, topic: str, value: Any, headers: dict[str, str], as_json: bool, options: dict[str, Any]
+) -> None:
     async with where.bus() as bus:
         confirm = bus.capabilities.confirm != "none"
         ident = await bus.publish(topic, value, headers=headers, wait_for_confirmation=confirm, **options)
         _show(topic, ident, as_json)
 
 
-async def _publish_lines(where: Where, topic: str, as_text: bool, headers: dict[str, str], as_json: bool, options: dict[str, Any]) -> None:
+async def _publish_lines(
+    where: Where, topic: str, as_text: bool, headers: dict[str, str], as_json: bool, options: dict[str, Any]
+) -> None:
     del options["delay"]
     lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
     async with where.bus() as bus:

@@ -7,7 +7,20 @@ from typing import Any
 import click
 
 from .. import Message, RequestTimeout
-from ._common import PRIORITIES, SECONDS, Where, broker_options, data_text, echo_json, examples, json_option, message_record, parse_headers, read_payload, run
+from ._common import (
+    PRIORITIES,
+    SECONDS,
+    Where,
+    broker_options,
+    data_text,
+    echo_json,
+    examples,
+    json_option,
+    message_record,
+    parse_headers,
+    read_payload,
+    run,
+)
 from ._exit import CommandFailed, ExitCode
 
 
@@ -20,13 +33,24 @@ from ._exit import CommandFailed, ExitCode
 )
 @click.argument("topic")
 @click.argument("payload")
-@click.option("--timeout", metavar="S", type=SECONDS, default=30.0, show_default=True, help="Seconds to wait for the reply.")
+@click.option(
+    "--timeout", metavar="S", type=SECONDS, default=30.0, show_default=True, help="Seconds to wait for the reply."
+)
 @click.option("--header", "headers", metavar="NAME=VALUE", multiple=True, help="A header; may be repeated.")
 @click.option("--priority", type=PRIORITIES, help="The lane it travels in.  [default: normal]")
 @click.option("--text", "as_text", is_flag=True, help="Send PAYLOAD as a string even if it is valid JSON.")
 @json_option
 @broker_options
-def request(where: Where, topic: str, payload: str, timeout: float, headers: tuple[str, ...], priority: str | None, as_text: bool, as_json: bool) -> None:
+def request(
+    where: Where,
+    topic: str,
+    payload: str,
+    timeout: float,
+    headers: tuple[str, ...],
+    priority: str | None,
+    as_text: bool,
+    as_json: bool,
+) -> None:
     """Ask whoever answers on TOPIC, and print the reply.
 
     PAYLOAD is read as by 'amb publish'. No answer in time ends in 5, a responder that failed in 8.
@@ -49,13 +73,19 @@ def request(where: Where, topic: str, payload: str, timeout: float, headers: tup
 )
 @click.argument("topic")
 @click.argument("payload")
-@click.option("--timeout", metavar="S", type=SECONDS, default=5.0, show_default=True, help="Seconds to collect replies.")
-@click.option("--min", "least", type=click.IntRange(min=0), default=0, show_default=True, help="Fewer replies are a failure (5).")
+@click.option(
+    "--timeout", metavar="S", type=SECONDS, default=5.0, show_default=True, help="Seconds to collect replies."
+)
+@click.option(
+    "--min", "least", type=click.IntRange(min=0), default=0, show_default=True, help="Fewer replies are a failure (5)."
+)
 @click.option("--max", "most", type=click.IntRange(min=1), help="Stop at so many replies.")
 @click.option("--text", "as_text", is_flag=True, help="Send PAYLOAD as a string even if it is valid JSON.")
 @json_option
 @broker_options
-def scatter(where: Where, topic: str, payload: str, timeout: float, least: int, most: int | None, as_text: bool, as_json: bool) -> None:
+def scatter(
+    where: Where, topic: str, payload: str, timeout: float, least: int, most: int | None, as_text: bool, as_json: bool
+) -> None:
     """Ask everybody who answers on TOPIC, and print one reply a line.
 
     PAYLOAD is read as by 'amb publish'. Replies that came in time are printed even if they are too few.
@@ -73,7 +103,9 @@ def scatter(where: Where, topic: str, payload: str, timeout: float, least: int, 
     except RequestTimeout as error:
         for reply in error.responses:
             _show(reply, as_json)
-        raise CommandFailed(f"{len(error.responses)} of {least} replies on {topic!r} within {timeout:g} s", ExitCode.TIMEOUT) from error
+        raise CommandFailed(
+            f"{len(error.responses)} of {least} replies on {topic!r} within {timeout:g} s", ExitCode.TIMEOUT
+        ) from error
     for reply in replies:
         _show(reply, as_json)
 

@@ -13,10 +13,10 @@ import anyio
 import click
 
 from .. import MessageBus
-from ._common import SECONDS, examples, note
+from .._advice import did_you_mean
+from ._common import SECONDS, describe, examples, note
 from ._exit import CommandFailed, ExitCode, report
 from ._reload import RELOAD, Guard, wait_for_change
-from ._suggest import did_you_mean
 from ._workers import Crew
 
 
@@ -33,11 +33,20 @@ from ._workers import Crew
 @click.argument("target", metavar="MODULE:BUS")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many processes.")
 @click.option("--reload", "reload", is_flag=True, help="Start again when a loaded Python file changes.")
-@click.option("--grace", metavar="S", type=SECONDS, default=40.0, show_default=True, help="Seconds a worker may take to end before it is killed.")
+@click.option(
+    "--grace",
+    metavar="S",
+    type=SECONDS,
+    default=40.0,
+    show_default=True,
+    help="Seconds a worker may take to end before it is killed.",
+)
 @click.option("--broker", metavar="NAME", help="Set AMB_BROKER for the program.")
 @click.option("--url", metavar="URL", help="The same, as a URL.")
 @click.option("--child", type=int, hidden=True, help="Internal: this is worker number CHILD.")
-def run(target: str, workers: int, reload: bool, grace: float, broker: str | None, url: str | None, child: int | None) -> None:
+def run(
+    target: str, workers: int, reload: bool, grace: float, broker: str | None, url: str | None, child: int | None
+) -> None:
     """Connect the bus of a program and consume until SIGINT or SIGTERM; then drain and end with 0.
 
     MODULE is found from the current folder. --broker and --url count for a program that does not name its
@@ -77,7 +86,7 @@ def _serve(bus: MessageBus, target: str, single: bool) -> None:
     if not logging.root.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if single:
-        note(f"{target} on {bus.broker!r}; Ctrl-C or SIGTERM drains and ends it")
+        note(f"{target} on {describe(bus.broker)}; Ctrl-C or SIGTERM drains and ends it")
         if bus.capabilities.single_process:
             note("this broker lives inside one process: other programs, and further workers, do not see its messages")
     anyio.run(bus.run_forever)
@@ -93,12 +102,16 @@ def load(target: str) -> MessageBus:
     found: Any = _import(module_name)
     for name in path.split("."):
         if not hasattr(found, name):
-            raise CommandFailed(f"{module_name!r} has no {path!r}{did_you_mean(name, _buses(found))}", ExitCode.NOT_FOUND)
+            raise CommandFailed(
+                f"{module_name!r} has no {path!r}{did_you_mean(name, _buses(found))}", ExitCode.NOT_FOUND
+            )
         found = getattr(found, name)
     if callable(found) and not isinstance(found, MessageBus):
         found = found()
     if not isinstance(found, MessageBus):
-        raise CommandFailed(f"{target!r} is a {type(found).__name__}, not a MessageBus or a function that returns one", ExitCode.USAGE)
+        raise CommandFailed(
+            f"{target!r} is a {type(found).__name__}, not a MessageBus or a function that returns one", ExitCode.USAGE
+        )
     return found
 
 
@@ -112,7 +125,9 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise CommandFailed(f"no module {name!r} in {os.getcwd()} or on the Python path", ExitCode.NOT_FOUND) from error
+            raise CommandFailed(
+                f"no module {name!r} in {os.getcwd()} or on the Python path", ExitCode.NOT_FOUND
+            ) from error
         raise CommandFailed(f"{name!r} cannot be imported: {_last_place(error)}", ExitCode.USAGE) from error
     except Exception as error:
         raise CommandFailed(f"{name!r} cannot be imported: {_last_place(error)}", ExitCode.USAGE) from error

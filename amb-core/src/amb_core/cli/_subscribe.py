@@ -8,7 +8,20 @@ import anyio
 import click
 
 from .. import Message
-from ._common import SECONDS, Where, broker_options, clock, data_text, echo_json, examples, json_option, message_record, note, run
+from ._common import (
+    SECONDS,
+    Where,
+    broker_options,
+    clock,
+    data_text,
+    describe,
+    echo_json,
+    examples,
+    json_option,
+    message_record,
+    note,
+    run,
+)
 from ._exit import CommandFailed, ExitCode
 
 
@@ -24,8 +37,19 @@ from ._exit import CommandFailed, ExitCode
 @click.argument("pattern")
 @click.option("--group", metavar="NAME", help="Join a group: each message goes to one member, and is consumed.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
-@click.option("--timeout", metavar="S", type=SECONDS, help="Stop after so many seconds; with --count, missing messages are a failure (5).")
-@click.option("--start", type=click.Choice(["latest", "earliest"]), default="latest", show_default=True, help="Where a new group begins.")
+@click.option(
+    "--timeout",
+    metavar="S",
+    type=SECONDS,
+    help="Stop after so many seconds; with --count, missing messages are a failure (5).",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["latest", "earliest"]),
+    default="latest",
+    show_default=True,
+    help="Where a new group begins.",
+)
 @json_option
 @broker_options
 def subscribe(where: Where, **options: Any) -> None:
@@ -40,8 +64,23 @@ def subscribe(where: Where, **options: Any) -> None:
 class Options:
     """What the user asked for, and how much of it came."""
 
-    def __init__(self, pattern: str, group: str | None, count: int | None, timeout: float | None, start: Literal["latest", "earliest"], as_json: bool) -> None:
-        self.pattern, self.group, self.count, self.timeout, self.start, self.as_json = pattern, group, count, timeout, start, as_json
+    def __init__(
+        self,
+        pattern: str,
+        group: str | None,
+        count: int | None,
+        timeout: float | None,
+        start: Literal["latest", "earliest"],
+        as_json: bool,
+    ) -> None:
+        self.pattern, self.group, self.count, self.timeout, self.start, self.as_json = (
+            pattern,
+            group,
+            count,
+            timeout,
+            start,
+            as_json,
+        )
         self.seen = 0
 
 
@@ -49,14 +88,16 @@ async def _subscribe(where: Where, options: Options) -> None:
     async with where.bus() as bus:
         with anyio.move_on_after(options.timeout) as deadline:
             async with bus.stream(options.pattern, group=options.group, start=options.start) as messages:
-                note(f"subscribed to {options.pattern!r} on {bus.broker!r}; Ctrl-C ends it")
+                note(f"subscribed to {options.pattern!r} on {describe(bus.broker)}; Ctrl-C ends it")
                 async for message in messages:
                     _show(message, options)
                     await message.ack()
                     if options.seen == options.count:
                         break
     if deadline.cancelled_caught and options.count:
-        raise CommandFailed(f"{options.seen} of {options.count} messages came within {options.timeout:g} s", ExitCode.TIMEOUT)
+        raise CommandFailed(
+            f"{options.seen} of {options.count} messages came within {options.timeout:g} s", ExitCode.TIMEOUT
+        )
 
 
 def _show(message: Message, options: Options) -> None:

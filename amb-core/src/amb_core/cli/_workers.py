@@ -61,14 +61,18 @@ class Crew:
                 click.echo(f"amb run: a source file changed: starting worker {number} again", err=True)
                 continue
             pause = FIRST_PAUSE if anyio.current_time() - begin > YOUNG else min(pause * 2, LAST_PAUSE)
-            click.echo(f"amb run: worker {number} ended with {_named(code)}; starting it again in {pause:g} s", err=True)
+            click.echo(
+                f"amb run: worker {number} ended with {_named(code)}; starting it again in {pause:g} s", err=True
+            )
             with anyio.move_on_after(pause):
                 await self._stop.wait()
 
     async def _live(self, number: int) -> int:
         """One life of a worker; its exit code."""
         command = [*self._command, "--child", str(number)]
-        process = await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True)
+        process = await anyio.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
+        )
         self._processes[number] = process
         try:
             async with anyio.create_task_group() as group:

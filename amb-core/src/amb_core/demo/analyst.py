@@ -8,7 +8,6 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CalledProcessError
 
 import anyio
 import msgspec
@@ -29,6 +28,10 @@ class LookAgain(Exception):
     """A quick look was not enough; the next attempt looks closer."""
 
 
+class GitFailed(Exception):
+    """git refused; the text is its own."""
+
+
 def analyst(bus: MessageBus) -> None:
     """Take a share of the work and of the governor's orders."""
     answer_as(bus, "analyst")
@@ -39,14 +42,14 @@ def analyst(bus: MessageBus) -> None:
         group="analysts",
         concurrency=4,
         retry_policy=RetryPolicy(
-            max_retries=2, initial_delay=0.1, max_delay=1.0, retryable_exceptions=(LookAgain, CalledProcessError, TimeoutError)
+            max_retries=2, initial_delay=0.1, max_delay=1.0, retryable_exceptions=(LookAgain, GitFailed, TimeoutError)
         ),
     )
     async def work(message: Message) -> None:
         begun = time.time()
         if message.topic == "agents.work.order":
             number = msgspec.convert(message.data, Order).number
-            await bus.publish("agents.report", Obeyed(number, message.timestamp, begun), sender="analyst")
+            await bus.publish("agents.report", Obeyed(number, float(message.timestamp), begun), sender="analyst")
         elif message.topic == "agents.work.file":
             file = msgspec.convert(message.data, File)
             facts = await anyio.to_thread.run_sync(look_at_file, file, message.attempt)
@@ -56,13 +59,19 @@ def analyst(bus: MessageBus) -> None:
             changes = await look_at_commit(commit, message.attempt)
             asked = time.time()
             opinions = await opinions_on(commit, changes)
-            facts = {"files": len(changes), "added": sum(c.added for c in changes), "removed": sum(c.removed for c in changes)}
+            facts = {
+                "files": len(changes),
+                "added": sum(c.added for c in changes),
+                "removed": sum(c.removed for c in changes),
+            }
             await report(message, commit.name, begun, facts, opinions, time.time() - asked if opinions else None)
 
     async def opinions_on(commit: Commit, changes: list[Change]) -> list[Opinion]:
         review, lines = Review(commit.subject, changes), sum(change.added + change.removed for change in changes)
         if lines >= WORTH_A_PANEL:
-            replies = await bus.scatter("agents.review.panel", review, timeout=30, min_responses=1, max_responses=REVIEWERS)
+            replies = await bus.scatter(
+                "agents.review.panel", review, timeout=30, min_responses=1, max_responses=REVIEWERS
+            )
         elif lines >= WORTH_A_REVIEW:
             replies = [await bus.request("agents.review.one", review, timeout=30)]
         else:
@@ -70,9 +79,16 @@ def analyst(bus: MessageBus) -> None:
         return [msgspec.convert(reply.data, Opinion) for reply in replies]
 
     async def report(
-        message: Message, name: str, begun: float, facts: dict[str, int], opinions: list[Opinion] | None = None, review: float | None = None
+        message: Message,
+        name: str,
+        begun: float,
+        facts: dict[str, int],
+        opinions: list[Opinion] | None = None,
+        review: float | None = None,
     ) -> None:
-        finding = Finding(message.id, name, message.attempt, message.timestamp, begun, facts, opinions or [], review)
+        finding = Finding(
+            message.id, name, message.attempt, float(message.timestamp), begun, facts, opinions or [], review
+        )
         await bus.publish("agents.finding", finding, sender="analyst", wait_for_confirmation=True)
 
 
@@ -80,11 +96,13 @@ async def look_at_commit(commit: Commit, attempt: int) -> list[Change]:
     """What the commit changed. The quick way shows nothing for a merge, nor for the first commit, which has no
     parent to be compared with either: that one never succeeds.
 
-    Raises: LookAgain, CalledProcessError.
+    Raises: LookAgain, GitFailed.
     """
     quick = ["diff-tree", "-r", "--no-commit-id", "--numstat", commit.sha]
     closer = ["diff", "--numstat", f"{commit.sha}^", commit.sha]
-    done = await anyio.run_process(["git", "-C", commit.repository, *(quick if attempt == 1 else closer)])
+    done = await anyio.run_process(["git", "-C", commit.repository, *(quick if attempt == 1 else closer)], check=False)
+    if done.returncode != 0:
+        raise GitFailed(done.stderr.decode(errors="replace").partition("\n")[0])
     rows = [line.split("\t", 2) for line in done.stdout.decode(errors="replace").splitlines()]
     if not rows and attempt == 1:
         raise LookAgain(f"a quick look shows no changes in a commit with {commit.parents} parents")

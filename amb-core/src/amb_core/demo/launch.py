@@ -86,7 +86,9 @@ async def run_agent(kind: str, bus: MessageBus, source: Source) -> None:
 
 async def _process(command: list[str], kind: str) -> None:
     """One agent's process, from start to SIGTERM. Raises: AgentDied if it fails."""
-    process = await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True)
+    process = await anyio.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, start_new_session=True
+    )
     try:
         code = await process.wait()
         if code != 0:
@@ -114,4 +116,13 @@ async def _progress(books: Books, say: Say) -> None:
 
 def agent_command(folder: str, limit: int, verbose: bool) -> list[str]:
     """The command line of one agent's process."""
-    return [sys.executable, "-m", "amb_core.demo", "--input", folder, "--limit", str(limit), *(["--verbose"] if verbose else [])]
+    return [
+        sys.executable,
+        "-m",
+        "amb_core.demo",
+        "--input",
+        folder,
+        "--limit",
+        str(limit),
+        *(["--verbose"] if verbose else []),
+    ]

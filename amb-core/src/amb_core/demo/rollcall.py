@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amb_core import MessageBus
+from amb_core import Message, MessageBus
 
 PATIENCE = 30
 
@@ -11,7 +11,7 @@ def answer_as(bus: MessageBus, kind: str) -> None:
     """Answer roll calls with `kind`."""
 
     @bus.responder("agents.rollcall")
-    async def here() -> str:
+    async def here(call: Message) -> str:
         return kind
 
 

@@ -45,16 +45,25 @@ def read_source(folder: str, limit: int) -> Source:
 def _why_no_history(root: Path) -> str:
     if shutil.which("git") is None:
         if any((folder / ".git").exists() for folder in (root, *root.parents)):
-            raise NoInput("git is not installed, so the history cannot be read: install it (apt install git), or give a folder without history by --input DIR")
+            raise NoInput(
+                "git is not installed, so the history cannot be read: install it (apt install git), or give a folder without history by --input DIR"
+            )
         return "git is not installed"
-    checked = subprocess.run(["git", "-C", str(root), "rev-parse", "--verify", "-q", "HEAD^{commit}"], capture_output=True, text=True, errors="replace")
+    checked = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--verify", "-q", "HEAD^{commit}"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     if checked.returncode == 0:
         return ""
     return (checked.stderr.strip().splitlines() or ["the repository has no commits"])[0]
 
 
 def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout.decode(errors="replace")
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout.decode(
+        errors="replace"
+    )
 
 
 def _commits(root: Path, limit: int) -> list[Commit]:

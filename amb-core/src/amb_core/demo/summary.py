@@ -60,7 +60,8 @@ def summarize(books: Books, seconds: float) -> Summary:
     reviews = [finding for finding in ours.values() if finding.opinions]
     obeyed = {report.number for report in books.reports}
     return Summary(
-        topics={topic: spread(delays) for topic, delays in sorted(books.heard.items())} | {"(dead letters)": Spread(len(dead), 0, 0)},
+        topics={topic: spread(delays) for topic, delays in sorted(books.heard.items())}
+        | {"(dead letters)": Spread(len(dead), 0, 0)},
         latencies={
             "work: announced → begun": spread(f.begun - f.announced for f in ours.values() if f.attempt == 1),
             "order: given → begun": spread(report.begun - report.given for report in books.reports),
@@ -116,7 +117,9 @@ def retries(books: Books) -> dict[str, int]:
 
 def text(summary: Summary) -> str:
     """The summary for people."""
-    return "\n".join([*_topics(summary), *_latencies(summary), *_governor(summary), *_failures(summary), *_account(summary)])
+    return "\n".join(
+        [*_topics(summary), *_latencies(summary), *_governor(summary), *_failures(summary), *_account(summary)]
+    )
 
 
 def _rows(title: str, rows: dict[str, Spread]) -> Iterable[str]:
@@ -151,7 +154,9 @@ def _failures(summary: Summary) -> Iterable[str]:
     yield f"Retries: {sum(summary.retries.values())} ({summary.retries['succeeded']} led to success, {summary.retries['failed']} to a dead letter)"
     yield f"Dead letters: {len(summary.dead)}"
     shown = summary.dead[:5]
-    yield from (f"  {dead.name}: {dead.error[:100]} ({dead.attempts} attempt{'s' * (dead.attempts > 1)})" for dead in shown)
+    yield from (
+        f"  {dead.name}: {dead.error[:100]} ({dead.attempts} attempt{'s' * (dead.attempts > 1)})" for dead in shown
+    )
     if len(summary.dead) > len(shown):
         yield f"  … and {len(summary.dead) - len(shown)} more"
 
@@ -161,7 +166,10 @@ def _account(summary: Summary) -> Iterable[str]:
         yield f"Left over from an earlier run, and now done: {summary.left_over}"
     if not summary.complete:
         yield "LOST: the reader did not finish announcing, or its manifest did not arrive"
-    for what, names in (("neither handled nor a dead letter", summary.lost), ("not heard by the watcher", summary.unheard)):
+    for what, names in (
+        ("neither handled nor a dead letter", summary.lost),
+        ("not heard by the watcher", summary.unheard),
+    ):
         if names:
             yield f"LOST, {what}: {len(names)}"
             yield from (f"  {name}" for name in names[:20])

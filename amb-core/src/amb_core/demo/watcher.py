@@ -10,7 +10,7 @@ import msgspec
 
 from amb_core import Message, MessageBus
 
-from .messages import Done, File, Finding, Manifest, Obeyed
+from .messages import Commit, Done, File, Finding, Manifest, Obeyed
 from .rollcall import answer_as
 
 DEAD_LETTERS = "demo-dead-letters"
@@ -44,7 +44,11 @@ class Books(msgspec.Struct):
     @property
     def lost(self) -> dict[str, str]:
         """Announced work that was neither handled nor became a dead letter."""
-        return {ident: name for ident, name in self.manifest.items() if ident not in self.findings and ident not in self.dead}
+        return {
+            ident: name
+            for ident, name in self.manifest.items()
+            if ident not in self.findings and ident not in self.dead
+        }
 
     @property
     def unheard(self) -> dict[str, str]:
@@ -59,7 +63,9 @@ class Books(msgspec.Struct):
     @property
     def balanced(self) -> bool:
         """Everything that was announced is accounted for, and every order was obeyed."""
-        complete = self.total is not None and self.unknown <= 0 and self.orders <= {report.number for report in self.reports}
+        complete = (
+            self.total is not None and self.unknown <= 0 and self.orders <= {report.number for report in self.reports}
+        )
         return complete and not self.lost and not self.unheard
 
 
@@ -99,8 +105,7 @@ class Watcher:
     async def hear_dead(self, message: Message) -> None:
         """Note one dead letter."""
         if message.dead is not None:
-            file = "path" in message.data
-            name = msgspec.convert(message.data, File).name if file else f"commit {message.data.get('sha', '')[:9]}"
+            name = _name_of(message.dead.topic, message.data)
             self.books.dead[message.id] = Dead(name, message.dead.error, message.dead.attempts)
         self._look()
 
@@ -118,3 +123,9 @@ class Watcher:
             with anyio.move_on_after(left):
                 await self._balanced.wait()
         return True
+
+
+def _name_of(topic: str, data: object) -> str:
+    """What a dead letter was about."""
+    kinds: dict[str, type[File] | type[Commit]] = {"agents.work.file": File, "agents.work.commit": Commit}
+    return msgspec.convert(data, kinds[topic]).name if topic in kinds else topic

@@ -10,7 +10,11 @@ import msgspec
 from ..errors import DecodeError, EncodeError
 from ..serializer import Decoder
 
-_SCALARS: tuple[tuple[type, Callable[[Any], object]], ...] = ((str, str.__str__), (float, float.__float__), (int, int.__int__))
+_SCALARS: tuple[tuple[type, Callable[[Any], object]], ...] = (
+    (str, str.__str__),
+    (float, float.__float__),
+    (int, int.__int__),
+)
 
 
 def plain(value: Any) -> Any:
@@ -80,8 +84,12 @@ def pydantic_decoder(expected: Any, json: bool) -> Callable[[Any], object]:
 
 def _pydantic_reason(error: Any) -> str:
     # The library's own text repeats the input, which belongs in no log.
-    problems = error.errors(include_url=False, include_input=False, include_context=False) if hasattr(error, "errors") else []
-    return "; ".join(f"{p['msg']} - at `{'.'.join(['$', *map(str, p['loc'])])}`" for p in problems) or type(error).__name__
+    problems = (
+        error.errors(include_url=False, include_input=False, include_context=False) if hasattr(error, "errors") else []
+    )
+    return (
+        "; ".join(f"{p['msg']} - at `{'.'.join(['$', *map(str, p['loc'])])}`" for p in problems) or type(error).__name__
+    )
 
 
 def make_custom(expected: type, value: Any) -> Any:
@@ -101,6 +109,6 @@ def check_type(expected: Any, form: str) -> None:
         raise TypeError(f"{form} cannot be decoded into {type_name(expected)}: {error}") from None
     if isinstance(info, msgspec.inspect.CustomType) and not is_pydantic(expected):
         raise TypeError(
-            f"{form} cannot be decoded into {type_name(expected)}: annotate the handler with a msgspec Struct, a dataclass, "
-            "a TypedDict, a pydantic model, a built-in type, or Message"
+            f"{form} cannot be decoded into {type_name(expected)}: annotate the handler with a msgspec Struct, "
+            "a dataclass, a TypedDict, a pydantic model, a built-in type, or Message"
         )

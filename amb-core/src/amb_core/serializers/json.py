@@ -50,14 +50,18 @@ class JsonSerializer:
         decimal_as_string: bool = True,
     ) -> None:
         if indent is not None and (isinstance(indent, bool) or not isinstance(indent, int) or indent < 1):
-            raise ConfigurationError(f"JsonSerializer: indent must be None or a number of spaces of at least 1, not {indent!r}")
+            raise ConfigurationError(
+                f"JsonSerializer: indent must be None or a number of spaces of at least 1, not {indent!r}"
+            )
         if date_format not in ("iso", "epoch"):
             raise ConfigurationError(f"JsonSerializer: date_format must be 'iso' or 'epoch', not {date_format!r}")
         self._epoch = date_format == "epoch"
         self._indent, self._ascii = indent, ensure_ascii
         self._dress = indent is not None or ensure_ascii
         self._decimals_are_numbers = not decimal_as_string
-        self._encode = msgspec.json.Encoder(enc_hook=plain, decimal_format="string" if decimal_as_string else "number").encode
+        self._encode = msgspec.json.Encoder(
+            enc_hook=plain, decimal_format="string" if decimal_as_string else "number"
+        ).encode
 
     def encode(self, value: object) -> tuple[bytes, str]:
         """See `amb_core.serializer.Serializer.encode`."""
@@ -86,7 +90,9 @@ class JsonSerializer:
     def _typed(self, type: Any) -> Callable[[bytes], object]:
         if is_pydantic(type):
             return pydantic_decoder(type, json=True)
-        decode: Callable[[bytes], object] = msgspec.json.Decoder(type, strict=not self._epoch, dec_hook=make_custom).decode
+        decode: Callable[[bytes], object] = msgspec.json.Decoder(
+            type, strict=not self._epoch, dec_hook=make_custom
+        ).decode
         return decode
 
     def _dressed(self, body: bytes) -> bytes:
@@ -123,7 +129,9 @@ def _refuse_not_a_number(value: object) -> None:
         path, item = open_.pop()
         if isinstance(item, float):
             if not isfinite(item):
-                raise EncodeError(f"JSON has no form for {item!r} at `{path}`: send None or text, or use the msgpack serializer")
+                raise EncodeError(
+                    f"JSON has no form for {item!r} at `{path}`: send None or text, or use the msgpack serializer"
+                )
         elif isinstance(item, dict):
             open_ += [(f"{path}.{key}", each) for key, each in item.items()]
         elif isinstance(item, list | tuple):

@@ -50,7 +50,8 @@ class MsgPackSerializer:
                 _check_keys(_decode_any(body), "$")
         except OverflowError:
             raise EncodeError(
-                f"a {type(value).__name__} cannot be sent as MessagePack: it has an integer of more than 64 bits; send it as text, or use json"
+                f"a {type(value).__name__} cannot be sent as MessagePack: it has an integer of more "
+                "than 64 bits; send it as text, or use json"
             ) from None
         except Exception as error:
             raise encode_error("MessagePack", value, error) from error
@@ -114,4 +115,8 @@ def _head(count: int, short: int, longest: int, code16: int) -> bytes:
     """The type and length of a container: in one byte, or with 16 or 32 bits of length."""
     if count <= longest:
         return bytes([short | count])
-    return bytes([code16]) + count.to_bytes(2, "big") if count < 1 << 16 else bytes([code16 + 1]) + count.to_bytes(4, "big")
+    return (
+        bytes([code16]) + count.to_bytes(2, "big")
+        if count < 1 << 16
+        else bytes([code16 + 1]) + count.to_bytes(4, "big")
+    )
