@@ -42,8 +42,9 @@ class Read:
         self.full = False
 
     def then(self, other: Read) -> None:
-        """Let `other` follow in the same breath."""
+        """Let `other` follow in the same breath. Its replies count topics in its own order."""
         self.commands += other.commands
+        self.topics = other.topics
         self.limit = other.limit
 
 
