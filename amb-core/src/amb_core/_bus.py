@@ -27,7 +27,7 @@ from ._retry import DeadLetterQueue, RetryPolicy
 from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
 from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
-from .errors import AmbError, CircuitOpen, PartialFailure, RequestTimeout
+from .errors import CircuitOpen, NoResponders, PartialFailure, RequestTimeout
 from .serializer import Serializer
 from .topics import compile_pattern, validate_pattern
 
@@ -38,10 +38,9 @@ _EVENTS = ("circuit_breaker.opened", "circuit_breaker.half_open", "circuit_break
            "subscription.lost", "subscription.restored")  # fmt: skip
 
 
-class PublishOptions(TypedDict, total=False):
-    """What a message may be published with."""
+class MessageOptions(TypedDict, total=False):
+    """What a message may be sent with."""
 
-    topic: str
     payload: Any
     data: Any
     #: String pairs of the publisher's own. A header ``priority`` sets the priority.
@@ -61,6 +60,12 @@ class PublishOptions(TypedDict, total=False):
     wait_for_confirmation: bool
     #: Seconds before which it is not delivered.
     delay: float
+
+
+class PublishOptions(MessageOptions, total=False):
+    """What `MessageBus.publish` takes by name: the topic too."""
+
+    topic: str
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -178,8 +183,7 @@ class MessageBus:
             self._begin(subscription)
 
     async def _last_words(self) -> None:
-        while not self.publisher.idle:
-            await anyio.sleep(0.01)
+        await self.publisher.drain()
         await self.requests.close()
 
     # --- publishing
@@ -224,31 +228,33 @@ class MessageBus:
         return [outgoing.headers["amb-id"] for outgoing in outgoings]
 
     def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:
-        unknown = options.keys() - PublishOptions.__annotations__.keys()
+        unknown = options.keys() - PublishOptions.__optional_keys__
         if unknown:
             raise TypeError(
-                f"publishing takes no option {unknown.pop()!r}; it takes {', '.join(PublishOptions.__annotations__)}"
+                f"publishing takes no option {unknown.pop()!r}; "
+                f"it takes {', '.join(sorted(PublishOptions.__optional_keys__))}"
             )
         contents = [
             value for value in (content, options.pop("payload", None), options.pop("data", None)) if value is not None
         ]
         if len(contents) > 1:
             raise TypeError("give the content once: as second argument, message=, payload= or data=")
-        topic = options.pop("topic", None)
+        topic: str | None = options.pop("topic", None)
         if isinstance(first, Message):
             if contents or topic is not None:
                 raise TypeError("a Message brings its own topic and content")
             options = _message_options(first, options)
             topic, contents = first.topic, [first.data]
-        elif first is not None and topic is not None:
-            raise TypeError("give the topic once")
-        name = topic if topic is not None else first
-        if name is None:
+        elif first is not None:
+            if topic is not None:
+                raise TypeError("give the topic once")
+            topic = first
+        if topic is None:
             raise TypeError("publishing needs a topic and a message: publish('topic', {'key': 'value'})")
         if options.get("delay"):
             require(self.broker, "delayed publishing", lambda c: c.delay != "none")
         options["confirm"] = options.pop("wait_for_confirmation", False)
-        return self.publisher.compose(name, contents[0] if contents else None, **options)
+        return self.publisher.compose(topic, contents[0] if contents else None, **options)
 
     def breaker(self, topic: str) -> Breaker:
         """The bus-wide circuit breaker for a topic or pattern."""
@@ -367,7 +373,7 @@ class MessageBus:
         topic: str | Message,
         message: Any = None,
         timeout: float = 30.0,
-        **options: Unpack[PublishOptions],
+        **options: Unpack[MessageOptions],
     ) -> Message:
         """Publish a request and return the first reply. Options: as `publish`.
 
@@ -387,7 +393,7 @@ class MessageBus:
         timeout: float = 5.0,
         min_responses: int = 0,
         max_responses: int | None = None,
-        **options: Unpack[PublishOptions],
+        **options: Unpack[MessageOptions],
     ) -> list[Message]:
         """Ask everybody on `topic`; return when `max_responses` have answered or `timeout` seconds are over.
         Failed responders count as no answer. Raises: RequestTimeout with the partial `responses` if fewer
@@ -397,20 +403,19 @@ class MessageBus:
         outgoing = self._compose(topic, message, dict(options))
         try:
             answers = await self._ask([outgoing], timeout, max_responses or _UNBOUNDED)
-        except AmbError as error:
-            if type(error).__name__ != "NoResponders":
-                raise
+        except NoResponders:
             answers = []
         responses = [answer for answer in answers if isinstance(answer, Message)]
         if len(responses) < min_responses:
             raise RequestTimeout(
-                f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} came within {timeout:g} s",
+                f"{len(responses)} of at least {min_responses} responses from {outgoing.topic!r} "
+                f"came within {timeout:g} s",
                 responses,
             )
         return responses
 
     async def request_first(
-        self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Unpack[PublishOptions]
+        self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Unpack[MessageOptions]
     ) -> Message:
         """Ask on several topics; the first good reply wins, the others are dropped. Raises: the last
         RemoteError if all failed; otherwise as `request`."""

@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from ._advice import SCHEMES, did_you_mean
-from ._plugins import Entry, registry
+from ._plugins import registry
+from ._registry import Entry
 from .broker import Broker
 from .config import is_secret, mask_url
 from .errors import ConfigurationError, PluginError

@@ -69,8 +69,14 @@ class Undertaker:
         for delivery in deliveries:
             consumer.host.stats.dropped += 1
             consumer.host.emit("message.dropped", delivery.incoming.topic)
-            log.error("message %s on %r is dropped: %s: %s; give the bus a DeadLetterQueue to keep such messages",
-                      _id(delivery), delivery.incoming.topic, delivery.reason, _error(delivery), exc_info=delivery.error)  # fmt: skip
+            log.error(
+                "message %s on %r is dropped: %s: %s; give the bus a DeadLetterQueue to keep such messages",
+                _id(delivery),
+                delivery.incoming.topic,
+                delivery.reason,
+                _error(delivery),
+                exc_info=delivery.error,
+            )
 
     def _letter(self, delivery: Delivery, queue: DeadLetterQueue, group: str | None) -> Outgoing:
         incoming, now = delivery.incoming, time.time()

@@ -208,7 +208,9 @@ class Processor:
             self._requests.held[headers[ID]] = message
         try:
             if self._filter is not None and not self._passes(message):
-                return self._filtered(delivery)
+                self._consumer.host.stats.filtered += 1
+                delivery.settle("ack")
+                return None
             if message.data is _UNDECODED:
                 message.data = self._decode(incoming)
         except Exception as error:  # DecodeError, or whatever the user's filter raised
@@ -228,10 +230,6 @@ class Processor:
         if not self._filter_first:
             message.data = self._decode(message._incoming)
         return bool(self._filter(message))
-
-    def _filtered(self, delivery: Delivery) -> None:
-        self._consumer.host.stats.filtered += 1
-        delivery.settle("ack")
 
     def returned(self, deliveries: Sequence[Delivery]) -> None:
         """The handler returned."""
@@ -262,7 +260,8 @@ class Processor:
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """Decide what becomes of a delivery that ended in `error`: retry, dead letter, or drop."""
         incoming, stats = delivery.incoming, self._consumer.host.stats
-        what = f"{self._handler.name} failed on {incoming.headers.get('amb-id', '')} ({incoming.topic!r}, attempt {incoming.attempt})"
+        which = f"{incoming.headers.get(ID, '')} ({incoming.topic!r}, attempt {incoming.attempt})"
+        what = f"{self._handler.name} failed on {which}"
         stats.failed += 1
         if delivery.verdict is not None:
             log.warning("%s after it was settled with %r", what, delivery.verdict, exc_info=error)

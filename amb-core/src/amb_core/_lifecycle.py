@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -77,7 +77,7 @@ class Host:
         self.supervised: list[Supervised] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
         #: Long-lived coroutines of the bus itself (the publisher's sender).
-        self.services: list[Callable[[], Awaitable[None]]] = []
+        self.services: list[Callable[[], Coroutine[Any, Any, None]]] = []
         #: Called while connecting, to make the subscriptions that were declared before.
         self.prepare: Callable[[], None] = lambda: None
         #: Called at the end of a drain, while the connection is still up.
@@ -174,14 +174,15 @@ class Host:
             pause = min(pause * 2, LAST_PAUSE)
 
     async def _connected_once(self, deadline: float) -> None:
-        with anyio.CancelScope(
-            deadline=deadline if self.state == "starting" else anyio.current_time() + self.connect_timeout
-        ) as scope:
-            manager = self.broker.connect()
+        manager = self.broker.connect()
+        connection: Connection | None = None
+        until = deadline if self.state == "starting" else anyio.current_time() + self.connect_timeout
+        with anyio.CancelScope(deadline=until):
             connection = await manager.__aenter__()
-        if scope.cancelled_caught:
+        if connection is None:
             raise Unavailable(
-                f"{self.broker!r} did not answer within {self.connect_timeout:g} s: is it running, and is the address right?"
+                f"{self.broker!r} did not answer within {self.connect_timeout:g} s: "
+                "is it running, and is the address right?"
             )
         error: BaseException | None = None
         try:
@@ -360,7 +361,7 @@ class Host:
 
     # --- for everybody in the bus
 
-    def start_soon(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
         """Run a coroutine function under the host. It must not raise."""
         self._group.start_soon(function, *arguments)
 

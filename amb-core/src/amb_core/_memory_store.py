@@ -138,7 +138,8 @@ class Store:
         """Raises: Unavailable, at the rate asked for."""
         if self.broker.failure_rate and self._chance.random() < self.broker.failure_rate:
             raise Unavailable(
-                f"publishing to {message.topic!r} failed by chance, as failure_rate={self.broker.failure_rate:g} asks for"
+                f"publishing to {message.topic!r} failed by chance, "
+                f"as failure_rate={self.broker.failure_rate:g} asks for"
             )
 
     def _find(self, topic: str) -> Route:

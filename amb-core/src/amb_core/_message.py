@@ -41,7 +41,7 @@ class MessagePriority(enum.IntEnum):
     BACKGROUND = 5
 
     @classmethod
-    def parse(cls, value: object) -> MessagePriority:
+    def parse(cls, value: MessagePriority | str | int) -> MessagePriority:
         """The priority for a member, its number, or its name in any case. Raises: ValueError."""
         try:
             return cls[value.upper()] if isinstance(value, str) else cls(value)
@@ -112,6 +112,8 @@ class Settled:
 
 class Settles(Protocol):
     """Whoever carries out a message's verdict (a delivery in `_deliver`)."""
+
+    verdict: str | None
 
     def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled: ...
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 #: The most messages handed to a connection in one batch.
 BATCH = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+#: A message, who waits for it, and until when it may be tried.
+_Queued: TypeAlias = tuple[Outgoing, Future[None], float]
 
 
 class Publisher:
@@ -55,9 +57,9 @@ class Publisher:
         self._count = count(1)
         self._direct = capabilities.single_process
         self._limited = capabilities.max_message is not None or capabilities.max_headers is not None
-        self._queue: list[tuple[Outgoing, Future[None], float]] = []
-        self._wakeup = Wakeup()
-        self._sending = False
+        self._queue: list[_Queued] = []
+        self._sending: list[_Queued] = []
+        self._wakeup, self._drained = Wakeup(), Wakeup()
 
     def new_id(self) -> str:
         """A message id: random per bus, then counted."""
@@ -132,12 +134,13 @@ class Publisher:
         limits = self._capabilities
         if limits.max_message is not None and len(outgoing.body) > limits.max_message:
             raise MessageTooLarge(
-                f"the message for {outgoing.topic!r} has {len(outgoing.body)} bytes, the broker takes {limits.max_message}: "
-                "publish a reference to the data instead"
+                f"the message for {outgoing.topic!r} has {len(outgoing.body)} bytes, the broker takes "
+                f"{limits.max_message}: publish a reference to the data instead"
             )
         if limits.max_headers is not None and len(outgoing.headers) > limits.max_headers:
             raise MessageTooLarge(
-                f"the message for {outgoing.topic!r} has {len(outgoing.headers)} headers, the broker takes {limits.max_headers}"
+                f"the message for {outgoing.topic!r} has {len(outgoing.headers)} headers, the broker takes "
+                f"{limits.max_headers}"
             )
 
     async def send(self, outgoing: Outgoing) -> None:
@@ -178,30 +181,45 @@ class Publisher:
         self._wakeup.set()
         return future
 
-    @property
-    def idle(self) -> bool:
-        """Nothing is waiting to be sent."""
-        return not self._queue and not self._sending
-
     async def run(self) -> None:
         """Send what is queued, in batches that form while the batch before is on its way. Until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._give_up()
+
+    async def _run(self) -> None:
         pause = _FIRST_PAUSE
         while True:
             if not self._queue:
+                self._drained.set()
                 await self._wakeup.wait()
                 continue
-            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
-            self._sending = True
-            again = await self._send_batch(batch)
-            self._sending = False
-            self._queue = again + self._queue
+            self._sending, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+            again = await self._send_batch(self._sending)
+            self._sending, self._queue = [], again + self._queue
             if again:
                 await anyio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE) if again else _FIRST_PAUSE
 
-    async def _send_batch(
-        self, batch: list[tuple[Outgoing, Future[None], float]]
-    ) -> list[tuple[Outgoing, Future[None], float]]:
+    async def drain(self) -> None:
+        """Return when nothing is waiting to be sent."""
+        while self._queue or self._sending:
+            await self._drained.wait()
+
+    def _give_up(self) -> None:
+        """The bus is closed: whoever still waits for a message to be accepted must hear of it."""
+        left, self._sending, self._queue = self._sending + self._queue, [], []
+        for outgoing, future, _ in left:
+            if not future.done():
+                future.set_exception(
+                    PublishUnknown(
+                        f"the bus was disconnected before the broker had accepted {outgoing.headers[ID]} for "
+                        f"{outgoing.topic!r}: it may or may not be delivered"
+                    )
+                )
+
+    async def _send_batch(self, batch: list[_Queued]) -> list[_Queued]:
         """Returns those to be tried again."""
         batch = [entry for entry in batch if not entry[1].done()]
         errors: dict[int, Exception] = {}
@@ -242,7 +260,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(
-                f"header {name!r} must map a str to a str, not to {type(value).__name__}; use metadata= for other values"
+                f"header {name!r} must map a str to a str, not to {type(value).__name__}; "
+                "use metadata= for other values"
             )
         lowered = name.lower()
         if not name or lowered.startswith(PREFIX) or lowered == CONTENT_TYPE:

@@ -54,10 +54,15 @@ class Subscription(str):
 
     __slots__ = ("_bus", "settings", "supervised")
 
+    _bus: MessageBus
+    settings: Settings
+    #: None while it is not live.
+    supervised: Supervised | None
+
     def __new__(cls, id: str, bus: MessageBus, settings: Settings) -> Subscription:
         self = super().__new__(cls, id)
         self._bus, self.settings = bus, settings
-        self.supervised: Supervised | None = None
+        self.supervised = None
         return self
 
     @property

@@ -57,7 +57,8 @@ class InMemoryBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         positive = self.max_queue_size >= 1 and (self.lease is None or self.lease > 0)
         if not positive or self.latency_ms < 0 or self.backpressure_delay < 0 or self.history < 0:
             raise ConfigurationError(
-                f"{self!r}: max_queue_size and lease must be above 0, latency_ms, backpressure_delay and history at least 0"
+                f"{self!r}: max_queue_size and lease must be above 0, "
+                "latency_ms, backpressure_delay and history at least 0"
             )
         if not 0 < self.backpressure_threshold <= 1:
             raise ConfigurationError(
