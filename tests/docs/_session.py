@@ -14,7 +14,7 @@ import sys
 import traceback
 from inspect import CO_COROUTINE
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import anyio
@@ -30,7 +30,9 @@ class Session:
 
     def __init__(self, page: Path) -> None:
         self._page = page
-        self._names: dict[str, Any] = {"__name__": "__page__"}
+        module = ModuleType("__page__")  # dataclasses look their module up by name
+        sys.modules["__page__"] = module
+        self._names: dict[str, Any] = vars(module)
         self._status = 0
 
     async def run(self) -> None:
@@ -48,7 +50,7 @@ class Session:
     async def _python(self, block: Block) -> None:
         code = compile_block(block, str(self._page))
         with anyio.fail_after(_WITHIN):
-            result = eval(code, self._names)  # noqa: S307 - the page is ours
+            result = eval(code, self._names)
             if code.co_flags & CO_COROUTINE:
                 await result
 
@@ -63,7 +65,9 @@ class Session:
                 elif step.command.endswith("&"):
                     running.append(await self._background(step))
                 elif step.command == "echo $?":
-                    assert matches(step.expected, str(self._status)), f"exit code {self._status}, the page says {step.expected}"
+                    assert matches(step.expected, str(self._status)), (
+                        f"exit code {self._status}, the page says {step.expected}"
+                    )
                 else:
                     await self._command(step, following.command == "echo $?")
         finally:
@@ -75,7 +79,9 @@ class Session:
             done = await anyio.run_process(["bash", "-c", step.command], check=False, stderr=subprocess.STDOUT)
         self._status, printed = done.returncode, _plain(done.stdout.decode())
         assert may_fail or done.returncode == 0, f"$ {step.command}\n{printed}\nended in {done.returncode}"
-        assert not step.expected or matches(step.expected, printed), f"$ {step.command}\n{printed}\nthe page says:\n{step.expected}"
+        assert not step.expected or matches(step.expected, printed), (
+            f"$ {step.command}\n{printed}\nthe page says:\n{step.expected}"
+        )
 
     async def _background(self, step: Step) -> anyio.abc.Process:
         """Start a command; it is there when it has said something, or, if the page shows what it says, that."""
@@ -83,7 +89,7 @@ class Session:
         assert process.stdout is not None
         printed = ""
         with anyio.fail_after(_WITHIN):
-            while not printed or (step.expected and not matches(step.expected + "...", printed)):
+            while not printed or (step.expected and not matches(step.expected.strip() + "...", printed)):
                 printed += _plain((await process.stdout.receive()).decode())
         return process
 
@@ -102,8 +108,10 @@ def _plain(text: str) -> str:
 
 def compile_block(block: Block, name: str) -> CodeType:
     """The block as code that may await, with the line numbers of the page."""
-    tree = compile("\n" * (block.line - 1) + block.text, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    code: CodeType = compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    tree = compile(
+        "\n" * (block.line - 1) + block.text, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True
+    )
+    code: CodeType = compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)
     return code
 
 

@@ -89,7 +89,14 @@ def _serve(bus: MessageBus, target: str, single: bool) -> None:
         note(f"{target} on {describe(bus.broker)}; Ctrl-C or SIGTERM drains and ends it")
         if bus.capabilities.single_process:
             note("this broker lives inside one process: other programs, and further workers, do not see its messages")
-    anyio.run(bus.run_forever)
+    anyio.run(_until_stopped, bus, target if single else "")
+
+
+async def _until_stopped(bus: MessageBus, target: str) -> None:
+    await bus.connect()
+    if target:  # whoever starts this from a script waits for this line
+        note(f"{target} is live, with {len((await bus.health()).subscriptions)} subscription(s)")
+    await bus.run_forever()
 
 
 def load(target: str) -> MessageBus:
