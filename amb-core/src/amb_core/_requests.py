@@ -17,7 +17,7 @@ from ._deliver import current_message
 from ._message import CORRELATION, ERROR, EXPIRES, INBOX, REQUEST, Message
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
-from .errors import AmbError, NoResponders, RemoteError, RequestTimeout
+from .errors import AmbError, EncodeError, MessageTooLarge, NoResponders, RemoteError, RequestTimeout
 
 if TYPE_CHECKING:
     from ._handlers import Handler
@@ -233,14 +233,21 @@ class Requests:
             try:
                 value = await inner(*arguments)
             except (Exception, SystemExit) as error:
-                await self.reply_error(message, str(error), type(error).__name__)
-                message.ack()  # the caller knows: no retry, no dead letter
+                await self._tell(message, error)
                 raise
             sent = handler.takes_reply and arguments[1].sent
             if not sent and (value is not None or not handler.takes_reply):
-                await self.reply(message, value)
+                try:
+                    await self.reply(message, value)
+                except (EncodeError, MessageTooLarge) as error:
+                    await self._tell(message, error)
+                    raise
 
         return msgspec.structs.replace(handler, call=call)
+
+    async def _tell(self, request: Message, error: BaseException) -> None:
+        await self.reply_error(request, str(error), type(error).__name__)
+        request.ack()  # the caller knows: no retry, no dead letter
 
 
 class Response:
