@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from .._advice import INSTALL
-from .._plugins import Entry, registry
+from .._plugins import registry
+from .._registry import Entry
 from ..broker import Capabilities
 from ..errors import AmbError
 from ._common import echo_json, examples, json_option

@@ -20,22 +20,15 @@ T = TypeVar("T")
 PRIORITIES = click.Choice([member.name.lower() for member in MessagePriority], case_sensitive=False)
 
 
-class _Seconds(click.ParamType):
-    """A positive, finite number of seconds."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        if not 0 < seconds < float("inf"):
-            self.fail(f"{value} must be above 0 seconds", param, ctx)
-        return seconds
-
-
-SECONDS = _Seconds()
+def SECONDS(value: Any) -> float:  # noqa: N802 (an option's type, as click names its own)
+    """A positive, finite number of seconds. Raises: click.BadParameter."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number of seconds") from None
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{value} must be above 0 seconds")
+    return seconds
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -171,4 +164,4 @@ def data_text(data: Any) -> str:
 
 def clock(seconds: float) -> str:
     """A time of day for people."""
-    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S.%f")[:-3]
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S.%f")[:-3]

@@ -100,9 +100,8 @@ def _run(bus: Any, plan: Any, as_json: bool) -> None:
     )
     source = plan.source
     history = f"{len(source.commits)} commits" if not source.no_history else f"no history ({source.no_history})"
-    say(
-        f"AMB demo: {history} and {len(source.files)} files of {source.folder}; agents {where}, on {describe(bus.broker)}"
-    )
+    say(f"AMB demo: {history} and {len(source.files)} files of {source.folder}")
+    say(f"agents {where}, on {describe(bus.broker)}")
     try:
         result = anyio.run(launch.run, bus, plan, lambda line: say(f"  {line}"))
     except* launch.AgentDied as group:

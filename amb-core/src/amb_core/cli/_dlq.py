@@ -47,9 +47,8 @@ def list_(where: Where, topic: str, limit: int, as_json: bool) -> None:
         if as_json:
             echo_json(record(letter))
         else:
-            click.echo(
-                f"{letter.id}  {letter.info.last_time.isoformat()[:19]}  {letter.info.topic}  {letter.info.reason}: {letter.info.error}"
-            )
+            info = letter.info
+            click.echo(f"{letter.id}  {info.last_time.isoformat()[:19]}  {info.topic}  {info.reason}: {info.error}")
     if not letters and not as_json:
         click.echo(f"no dead letters on {topic!r}", err=True)
 

@@ -47,13 +47,15 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 class CommandFailed(click.ClickException):
     """A command's own failure, with the code it ends in."""
 
-    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+    def __init__(self, message: str, code: int = ExitCode.FAILED) -> None:
         super().__init__(message)
-        self.exit_code = int(code)
+        self.code = int(code)
 
 
 def exit_code(error: BaseException) -> int:
     """The exit code `error` stands for."""
+    if isinstance(error, CommandFailed):
+        return error.code
     if isinstance(error, click.ClickException):
         return error.exit_code
     return next((int(code) for kind, code in _CODES if isinstance(error, kind)), int(ExitCode.FAILED))

@@ -59,7 +59,7 @@ def request(
 
     async def ask() -> Message:
         async with where.bus() as bus:
-            return await bus.request(topic, value, timeout=timeout, headers=header, priority=priority)
+            return await bus.request(topic, value, timeout, headers=header, priority=priority or "normal")
 
     _show(run(ask), as_json)
 

@@ -46,7 +46,8 @@ def _why_no_history(root: Path) -> str:
     if shutil.which("git") is None:
         if any((folder / ".git").exists() for folder in (root, *root.parents)):
             raise NoInput(
-                "git is not installed, so the history cannot be read: install it (apt install git), or give a folder without history by --input DIR"
+                "git is not installed, so the history cannot be read: install it (apt install git), "
+                "or give a folder without history by --input DIR"
             )
         return "git is not installed"
     checked = subprocess.run(

@@ -144,14 +144,15 @@ def _governor(summary: Summary) -> Iterable[str]:
         return
     each = sum(one.overtook for one in summary.overtaking) / len(summary.overtaking)
     yield (
-        f"\nGovernor: {summary.orders} orders on the CRITICAL lane overtook {each:.0f} waiting pieces of work on average; "
-        f"order {most.order} began before {most.overtook} of the {most.before} announced ahead of it"
+        f"\nGovernor: {summary.orders} orders on the CRITICAL lane overtook {each:.0f} waiting pieces of work on "
+        f"average; order {most.order} began before {most.overtook} of the {most.before} announced ahead of it"
     )
 
 
 def _failures(summary: Summary) -> Iterable[str]:
     yield f"Reviews: {summary.reviews} commits reviewed, {summary.objections} objections"
-    yield f"Retries: {sum(summary.retries.values())} ({summary.retries['succeeded']} led to success, {summary.retries['failed']} to a dead letter)"
+    well, badly = summary.retries["succeeded"], summary.retries["failed"]
+    yield f"Retries: {well + badly} ({well} led to success, {badly} to a dead letter)"
     yield f"Dead letters: {len(summary.dead)}"
     shown = summary.dead[:5]
     yield from (
