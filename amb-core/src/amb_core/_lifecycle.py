@@ -379,11 +379,13 @@ class Host:
 async def _until_nothing_comes(consumers: list[Consumer]) -> None:
     while True:
         before = sum(consumer.started for consumer in consumers)
+        # What runs now may publish when the others have looked already.
+        running = any(consumer.running for consumer in consumers)
         for consumer in consumers:
             consumer.look_again()
         for consumer in consumers:
             await consumer.quiet()
-        if before == sum(consumer.started for consumer in consumers):
+        if not running and before == sum(consumer.started for consumer in consumers):
             return
 
 
