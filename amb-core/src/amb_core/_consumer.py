@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("amb")
 #: A burst of handlers that never wait is settled at the latest after this many seconds.
 SETTLE_WITHIN = 0.005
+#: Seconds after which a verdict that the broker could not take just then is offered again.
+SETTLE_AGAIN = 1.0
 #: Failed deliveries that may wait in this process for their next try before receiving stops.
 HELD_LIMIT = 1000
 
@@ -60,6 +62,7 @@ class Consumer:
         self.leased = source.group is not None and capabilities.redelivery == "broker"
         self._silent = capabilities.single_process  # its feeds have nothing to answer while they wait
         self._delays = capabilities.delay != "none"
+        self._ordered = source.ordered_by is not None
         self.feed: Feed | None = None
         self.ended: Future[BaseException | None] | None = None
         self.paused = self.stopping = self.aborted = False
@@ -154,7 +157,13 @@ class Consumer:
                 while self._workers <= self.concurrency and not self.aborted:
                     delivery = self._next() if self._ready or self._lanes else None
                     if delivery is None:
-                        delivery = await self._fetch(parking, scope)
+                        # Nothing waits here: settle, then receive, or rest until there is something to do.
+                        if self.pending and not self._flushing and self.feed is not None:
+                            await self.flush()
+                        elif self._receiver is None and self.feed is not None and (slots := self._slots()) > 0:
+                            delivery = await self._receive(self.feed, slots, scope)
+                        else:
+                            await self._park(parking)
                         if delivery is None:
                             continue
                     self.started += 1
@@ -179,17 +188,6 @@ class Consumer:
     async def _start_batch(self, first: Delivery, limits: tuple[int, float]) -> None:
         await self.processor.run_batch(await self._collect(first, limits))
 
-    async def _fetch(self, parking: Wakeup, scope: anyio.CancelScope) -> Delivery | None:
-        """Nothing waits here: settle, then receive, or rest until there is something to do."""
-        if self.pending and not self._flushing and self.feed is not None:
-            await self.flush()
-            if self._ready or self._lanes:
-                return None
-        if self._receiver is None and self.feed is not None and self._slots() > 0:
-            return await self._receive(self.feed, self._slots(), scope)
-        await self._park(parking)
-        return None
-
     async def _park(self, parking: Wakeup) -> None:
         self._idle.append(parking)
         self._look_quiet()
@@ -213,7 +211,9 @@ class Consumer:
         while self._ready or self._lanes:
             # Whatever waits in the lanes came earlier or is more urgent than what came in plain order.
             delivery = self._lanes.pop() if self._lanes else self._ready.popleft()
-            if not delivery.lost and delivery.verdict is None and self._takes_key(delivery):
+            if delivery.lost or delivery.verdict is not None:
+                continue
+            if not self._ordered or self._takes_key(delivery):
                 return delivery
         return None
 
@@ -226,9 +226,7 @@ class Consumer:
         try:
             batch = await feed.receive(slots, not self.finishing)
         except Exception as error:
-            if not isinstance(error, AmbError):
-                log.exception("the feed of %r raised what its contract does not allow", self.source.pattern)
-            self.fail(feed, error)
+            self._feed_failed(feed, error, "receiving from")
             self._dry = self.finishing
             return None
         finally:
@@ -281,7 +279,7 @@ class Consumer:
 
     def _takes_key(self, delivery: Delivery) -> bool:
         key = delivery.incoming.key
-        if not self.source.ordered_by or key is None or delivery.held_key:
+        if key is None or delivery.held_key:
             return True
         waiting = self._busy_keys.get(key)
         if waiting is not None:
@@ -375,15 +373,22 @@ class Consumer:
             return
         self._flushing = True
         try:
-            while self.pending and self.feed is not None:
+            while self.pending and (feed := self.feed) is not None:
                 batch, self.pending = self.pending, []
                 try:
-                    await self._carry_out(batch, self.feed)
-                except BaseException:
-                    self.pending = [d for d in batch if not d.settled] + self.pending
-                    raise
-        except BrokerUnavailable:
-            pass  # offered again to the next feed
+                    if self._some_dead:
+                        batch = await self._bury(batch)
+                    await feed.settle([delivery.settlement() for delivery in batch])
+                except PartialFailure as failure:
+                    for index, error in failure.errors.items():
+                        self._not_settled(batch[index], error)
+                except BaseException as error:
+                    self.pending = [d for d in batch if not d.settled] + self.pending  # for the next feed
+                    if not isinstance(error, Exception):
+                        raise
+                    self._feed_failed(feed, error, "settling on")
+                    break
+                self._carried_out(batch)
         finally:
             self._flushing = False
             self._flush_due = time.monotonic() + SETTLE_WITHIN
@@ -396,19 +401,12 @@ class Consumer:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _carry_out(self, batch: list[Delivery], feed: Feed) -> None:
-        if self._some_dead:
-            batch = await self._bury(batch)
-        try:
-            await feed.settle([delivery.settlement() for delivery in batch])
-        except PartialFailure as failure:
-            for index, error in failure.errors.items():
-                self._not_settled(batch[index], error)
-        except Exception as error:
-            if not isinstance(error, AmbError):
-                log.exception("settling on %r raised what its contract does not allow", self.source.pattern)
-            self.fail(feed, error)
-            raise BrokerUnavailable(str(error)) from error
+    def _feed_failed(self, feed: Feed, error: Exception, doing: str) -> None:
+        if not isinstance(error, AmbError):
+            log.error("%s %r raised what its contract does not allow", doing, self.source.pattern, exc_info=error)
+        self.fail(feed, error)
+
+    def _carried_out(self, batch: list[Delivery]) -> None:
         acked = 0
         opened = self.open
         for delivery in batch:
@@ -435,7 +433,7 @@ class Consumer:
     def _not_settled(self, delivery: Delivery, error: Exception) -> None:
         if isinstance(error, BrokerUnavailable):
             delivery.unsettled_again = True
-            self.pending.append(delivery)
+            self.host.timers.call_later(SETTLE_AGAIN, lambda: self._settle_again(delivery))
             return
         self.host.stats.settle_errors += 1
         what = (
@@ -446,6 +444,11 @@ class Consumer:
         log.warning(
             "message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error
         )
+
+    def _settle_again(self, delivery: Delivery) -> None:
+        if not delivery.lost:
+            self.pending.append(delivery)
+            self.flush_soon()
 
     def _keep(self, delivery: Delivery) -> None:
         """A dead letter that could not be stored: the original must not go."""

@@ -17,6 +17,8 @@ from .errors import AmbError, LeaseLost, PartialFailure
 
 __all__ = ["MemoryConnection", "MemoryFeed"]
 
+_FOR_GOOD = ("ack", "discard")
+
 
 class MemoryFeed:
     """Deliveries of one source. Implements `ExtendsLease` and `KnowsPeers` too."""
@@ -31,57 +33,49 @@ class MemoryFeed:
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         """See `amb_core.broker.Feed`. Returns without suspending when something is there, unless another
         member was called for it and has not come yet: then that one goes first."""
-        if self._closed:
-            raise closed_error()
-        queue, now = self._queue, monotonic()
-        if now >= queue.alarm:
-            queue.collect(now)
-        if queue.size > queue.aside and not (wait and queue.called):
-            return queue.take(limit, self._held, now)
-        return await self._wait(limit) if wait else ()
-
-    async def _wait(self, limit: int) -> Sequence[Incoming]:
-        queue = self._queue
+        queue, waited = self._queue, False
         while True:
-            await self._called()
             if self._closed:
                 raise closed_error()
             now = monotonic()
             if now >= queue.alarm:
                 queue.collect(now)
-            if queue.size > queue.aside:
+            if queue.size > queue.aside and (waited or not wait or not queue.called):
                 taken = queue.take(limit, self._held, now)
-                queue.pass_on()
+                if waited:
+                    queue.pass_on()
                 return taken
-
-    async def _called(self) -> None:
-        """Wait until there may be something."""
-        queue, now = self._queue, monotonic()
-        deadline = queue.deadline(now)
-        waiter: Future[None] = new_future()
-        queue.waiters.append(waiter)
-        try:
-            if deadline == inf:
-                await waiter
-            else:
-                with anyio.move_on_after(deadline - now):
+            if not wait:
+                return ()
+            waiter: Future[None] = new_future()
+            queue.waiters.append(waiter)
+            try:
+                # One coroutine all the way down: each further one is resumed once more for every message.
+                deadline = queue.deadline(now)
+                if deadline == inf:
                     await waiter
-        except BaseException:
+                else:
+                    with anyio.move_on_after(deadline - now):
+                        await waiter
+            except BaseException:
+                queue.gone(waiter)
+                queue.pass_on()
+                raise
             queue.gone(waiter)
-            queue.pass_on()
-            raise
-        queue.gone(waiter)
+            waited = True
 
     async def settle(self, outcomes: Sequence[Settlement]) -> None:
         """See `amb_core.broker.Feed`. Never suspends."""
-        held, done = self._held, self._queue.done
+        held, queue = self._held, self._queue
         errors: dict[int, Exception] = {}
         for index, outcome in enumerate(outcomes):
             entry: Entry = outcome.token  # type: ignore[assignment]  # if it is held, it is one
             if held.pop(entry, None) is None:
                 self._check_settled(index, entry, errors)
-            elif outcome.verdict == "ack" or outcome.verdict == "discard":
-                done(entry)
+            elif outcome.verdict in _FOR_GOOD:
+                entry.settled = True
+                if entry.holds_key:
+                    queue.next_of_key(entry)
             else:
                 self._return(entry, outcome)
         if errors:

@@ -139,11 +139,8 @@ class Queue:
             self.unblock()
         return taken
 
-    def done(self, entry: Entry) -> None:
-        """A delivery was settled for good: the next of its key may leave."""
-        entry.settled = True
-        if not entry.holds_key:
-            return
+    def next_of_key(self, entry: Entry) -> None:
+        """The first of its key was settled for good: the next may leave."""
         behind = self._keys[entry.message.key or ""]
         if not behind:
             del self._keys[entry.message.key or ""]
