@@ -6,6 +6,7 @@ is then installed into an environment of its own that knows PyPI and ``build/dis
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +35,10 @@ print("amb-core", metadata.version("amb-core"))
 """
 
 
+class BuildFailed(Exception):
+    """A program failed, or a file lacks something. The text says which, and what the program printed."""
+
+
 def folders() -> list[Path]:
     """The folder of every distribution: the members of the workspace, the core first."""
     workspace = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]
@@ -47,10 +52,10 @@ def metadata(folder: Path) -> dict[str, str]:
 
 
 def build(folder: Path, into: Path) -> list[Path]:
-    """The sdist of a distribution, and the wheel built from it. Raises: SystemExit with what the build said."""
+    """The sdist of a distribution, and the wheel built from it. Raises: BuildFailed with what the build said."""
     before = set(into.glob("*"))
     # -P: the folder `build` of this workspace must not shadow the tool.
-    _run([sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(into), str(folder)])
+    run([sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(into), str(folder)])
     return sorted(set(into.glob("*")) - before - {into / ".gitignore"}, key=lambda path: path.suffix)
 
 
@@ -75,45 +80,61 @@ def incomplete(archive: Path, package: str) -> list[str]:
 
 
 def uv() -> str:
-    """The program ``uv``. Raises: SystemExit with how to get it."""
+    """The program ``uv``. Raises: BuildFailed with how to get it."""
     local = ROOT / ".tools" / "bin" / "uv"
     found = os.environ.get("UV") or shutil.which("uv") or (str(local) if local.exists() else None)
     if found is None:
-        raise SystemExit("uv is missing: make uv")
+        raise BuildFailed("uv is missing: make uv")
     return found
 
 
-def environment(at: Path, *requirements: str, links: Path = DIST) -> Path:
-    """A new environment at `at` with `requirements` from PyPI and the folder `links`; returns its Python.
+class Environment:
+    """An environment of its own that installs from PyPI and the folder `links`.
 
-    Raises: SystemExit with what could not be installed, and why.
+    Its methods raise BuildFailed with what the program said, if it failed.
     """
-    python = at / "bin" / "python"
-    _run([uv(), "venv", "--quiet", "--no-project", "--python", sys.executable, str(at)])
-    # --refresh-package: files of one version change from build to build.
-    fresh = [f"--refresh-package={metadata(folder)['name']}" for folder in folders()]
-    install = [uv(), "pip", "install", "--quiet", "--no-config", "--python", str(python), "--find-links", str(links)]
-    _run([*install, *fresh, *requirements])
-    return python
+
+    def __init__(self, at: Path, links: Path = DIST) -> None:
+        self.bin, self._links = at / "bin", links
+        run([uv(), "venv", "--quiet", "--no-project", "--python", sys.executable, str(at)])
+
+    def install(self, *requirements: str) -> Environment:
+        """Install, PyPI and the folder being equals, as for a user who has no other index."""
+        # Files of one version change from build to build: a cached one may be an older build.
+        fresh = [f"--refresh-package={metadata(folder)['name']}" for folder in folders()]
+        where = ["--no-config", "--python", str(self.bin / "python"), "--find-links", str(self._links)]
+        run([uv(), "pip", "install", "--quiet", *where, *fresh, *requirements])
+        return self
+
+    def python(self, code: str, *arguments: str) -> str:
+        """What `code` prints; warnings are errors, and nothing but the environment is on its path."""
+        return run([str(self.bin / "python"), "-I", "-W", "error", "-c", code, *arguments])
+
+    def installed(self) -> dict[str, str]:
+        """The version of every installed distribution."""
+        listed = json.loads(
+            run([uv(), "pip", "list", "--quiet", "--format=json", "--python", str(self.bin / "python")])
+        )
+        return {item["name"]: item["version"] for item in listed}
 
 
 def check(archive: Path, folder: Path) -> str:
-    """Install `archive` alone and import it; returns what it found. Raises: SystemExit with what is wrong."""
+    """Install `archive` alone and import it; returns what it found. Raises: BuildFailed with what is wrong."""
     facts = metadata(folder)
     lacking = incomplete(archive, facts["package"])
     if lacking:
-        raise SystemExit(f"{archive.name} lacks {', '.join(lacking)}")
+        raise BuildFailed(f"{archive.name} lacks {', '.join(lacking)}")
     with tempfile.TemporaryDirectory(prefix="amb-build-") as scratch:
-        python = environment(Path(scratch) / "env", str(archive), links=archive.parent)
-        about = (facts["name"], facts["package"], facts["version"])
-        return _run([str(python), "-I", "-W", "error", "-c", _IMPORT, *about])
+        alone = Environment(Path(scratch) / "env", archive.parent).install(str(archive))
+        return alone.python(_IMPORT, facts["name"], facts["package"], facts["version"])
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
+    """What the command prints, run outside any environment. Raises: BuildFailed with it, if it failed."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(command, env=clean, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:6])} … failed:\n{done.stdout}")
+        raise BuildFailed(f"{' '.join(command[:6])} … failed:\n{done.stdout}")
     return done.stdout.strip()
 
 
@@ -128,4 +149,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BuildFailed as error:
+        sys.exit(str(error))
