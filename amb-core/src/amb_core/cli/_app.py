@@ -8,10 +8,11 @@ from importlib import import_module
 
 import click
 
-from .._advice import did_you_mean
-from .._plugins import registry
-from ._common import examples
-from ._exit import report
+from .._plugins import load_commands, registry
+from .._registry import Entry
+from ..errors import PluginError
+from ._common import Suggesting, examples
+from ._exit import MEANINGS, report
 
 #: Command: its module here, the attribute in it, its line in ``amb --help``. Loaded when it runs.
 BUILT_IN = {
@@ -29,11 +30,11 @@ BUILT_IN = {
 }
 
 
-class Commands(click.Group):
+class Commands(Suggesting):
     """The built-in commands, then those of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*BUILT_IN, *(entry.name for entry in registry().all("command") if entry.name not in BUILT_IN)]
+        return [*BUILT_IN, *(name for name in load_commands() if name not in BUILT_IN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in BUILT_IN:
@@ -41,22 +42,36 @@ class Commands(click.Group):
             command: click.Command = getattr(import_module(f"{__package__}.{module}"), attribute)
             return command
         found = registry().seek("command", cmd_name)
-        return found.make() if found else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = click.utils.make_str(args[0])
-        if not name.startswith("-") and self.get_command(ctx, name) is None:
-            raise click.UsageError(f"no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
-        return super().resolve_command(ctx, args)
+        return _made(found) if found else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``, without importing a single command."""
-        plugins = {entry.name: entry.help or f"From {entry.owner}." for entry in registry().all("command")}
-        lines = plugins | {name: line for name, (_, _, line) in BUILT_IN.items()}
+        lines = {name: line or "From a plugin." for name, (_, line) in load_commands().items()}
+        lines |= {name: line for name, (_, _, line) in BUILT_IN.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, lines[name]) for name in self.list_commands(ctx)])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(int(code)), meaning) for code, meaning in MEANINGS.items()])
+        formatter.write_paragraph()
+        formatter.write_text("AMB_DEBUG=1 shows tracebacks and log lines.")
+
+
+def _made(entry: Entry) -> click.Command:
+    """A plugin's command. Raises: PluginError if it makes none."""
+    try:
+        command = entry.make()
+    except Exception as error:
+        raise PluginError(
+            f"the command {entry.name!r} of the plugin {entry.owner} is broken: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(command, click.Command):
+        raise PluginError(
+            f"the command {entry.name!r} of the plugin {entry.owner} is broken: its factory returned {command!r}"
+        )
+    return command
 
 
 @click.group(
@@ -67,10 +82,7 @@ class Commands(click.Group):
         """amb publish orders.created '{"id": 7}' --url redis://localhost:6379""",
         "amb subscribe 'agents.#' --json",
         "amb doctor --broker redis",
-    )
-    + "\n\nExit codes: 0 done, 1 failed, 2 usage or configuration, 3 broker out of reach, 4 no such thing or not "
-    "installed, 5 time ran out, 6 access refused, 7 not supported by this broker, 8 the responder failed, 130 Ctrl-C, "
-    "141 broken pipe. AMB_DEBUG=1 shows tracebacks.",
+    ),
 )
 @click.version_option(package_name="amb-core", prog_name="amb", message="%(prog)s %(version)s")
 def amb() -> None:

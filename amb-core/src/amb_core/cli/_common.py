@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -13,14 +15,16 @@ import click
 import msgspec
 
 from .. import Message, MessageBus, MessagePriority
+from .._advice import did_you_mean
 from ..broker import Broker
+from ._exit import debugging
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 PRIORITIES = click.Choice([member.name.lower() for member in MessagePriority], case_sensitive=False)
 
 
-def SECONDS(value: Any) -> float:  # noqa: N802 (an option's type, as click names its own)
+def SECONDS(value: Any) -> float:
     """A positive, finite number of seconds. Raises: click.BadParameter."""
     try:
         seconds = float(value)
@@ -40,6 +44,7 @@ class Where(msgspec.Struct, frozen=True):
 
     def bus(self, **settings: Any) -> MessageBus:
         """An unconnected bus. Says in one line on stderr when other processes cannot see what it does."""
+        log_from(logging.ERROR)  # what fails is said by the command, in one line
         bus = MessageBus(
             self.broker, broker_url=self.url, connect_timeout=self.connect_timeout, sender="amb-cli", **settings
         )
@@ -84,9 +89,28 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+class Suggesting(click.Group):
+    """A group of commands that suggests the one that was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise click.UsageError(f"no command {name!r}{did_you_mean(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 def run(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    """Run `work` to its end on asyncio. Ctrl-C cancels it, lets it clean up, then raises KeyboardInterrupt."""
+    """Run `work` to its end on asyncio. Ctrl-C and SIGTERM cancel it, let it clean up, then raise KeyboardInterrupt."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     return anyio.run(work, *arguments)
+
+
+def log_from(level: int) -> None:
+    """Let AMB's own log lines from `level` on reach stderr; with ``AMB_DEBUG=1`` all of them."""
+    logging.basicConfig(format="amb: %(levelname)s: %(message)s")
+    logging.getLogger("amb").setLevel(logging.DEBUG if debugging() else level)
 
 
 def note(text: str) -> None:

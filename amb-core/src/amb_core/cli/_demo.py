@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 import click
 
-from ._common import SECONDS, describe, echo_json, examples, json_option
-from ._exit import CommandFailed
+from ._common import SECONDS, describe, echo_json, examples, json_option, log_from, run
+from ._exit import CommandFailed, ExitCode
 from ._reload import Guard
 
 
@@ -63,19 +63,18 @@ def demo(
     """
     from ..demo import launch, source
 
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    if not verbose:  # retries and dead letters are what the demo is about; the summary shows them
-        logging.getLogger("amb").setLevel(logging.CRITICAL)
+    # Retries and dead letters are what the demo is about; the summary shows them.
+    log_from(logging.INFO if verbose else logging.CRITICAL)
     if url and not broker and not agent:
         broker, url = url, None
     try:
         found = source.read_source(folder, limit)
     except source.NoInput as error:
-        raise CommandFailed(str(error)) from error
+        raise CommandFailed(str(error), ExitCode.NOT_FOUND) from error
     bus = launch.make_bus(broker, url)
     if agent:
         Guard(reload=False).start()
-        anyio.run(launch.run_agent, agent, bus, found)
+        anyio.run(launch.run_agent, agent, bus, found)  # ends on SIGTERM by itself
     else:
         _hand_down(broker, url)
         _run(
@@ -103,7 +102,7 @@ def _run(bus: Any, plan: Any, as_json: bool) -> None:
     say(f"AMB demo: {history} and {len(source.files)} files of {source.folder}")
     say(f"agents {where}, on {describe(bus.broker)}")
     try:
-        result = anyio.run(launch.run, bus, plan, lambda line: say(f"  {line}"))
+        result = run(launch.run, bus, plan, lambda line: say(f"  {line}"))
     except* launch.AgentDied as group:
         died = group.exceptions[0]
         assert isinstance(died, launch.AgentDied)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import DeadLetter, MessageBus
-from ._common import Where, broker_options, data_text, echo_json, examples, json_option, run
+from ._common import Suggesting, Where, broker_options, data_text, echo_json, examples, json_option, run
 from ._exit import CommandFailed, ExitCode
 
 #: More than anybody reads; a dead-letter topic with more than this wants emptying first.
@@ -18,13 +18,14 @@ ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
 
 
 @click.group(
+    cls=Suggesting,
     epilog=examples(
         "amb dlq list",
         "amb dlq show 5f3a-17",
         "amb dlq retry 5f3a-17 5f3a-18",
         "amb dlq retry --all --topic orders-dead",
         "amb dlq drop --all",
-    )
+    ),
 )
 def dlq() -> None:
     """Look at dead letters, put them back, or drop them."""

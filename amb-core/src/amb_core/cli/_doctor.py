@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import platform
 import sys
@@ -17,7 +18,7 @@ import msgspec
 from .. import Message, MessageBus, __version__
 from .._plugins import load_serializer, registry
 from ..errors import AccessDenied, AmbError, AuthenticationError, BrokerUnavailable, PluginError
-from ._common import Where, broker_options, describe, echo_json, examples, json_option, run
+from ._common import Where, broker_options, describe, echo_json, examples, json_option, log_from, run
 from ._exit import exit_code
 
 #: Where messages are tried. Always the same name, so that checking often leaves no more than this behind.
@@ -41,7 +42,7 @@ class Check(msgspec.Struct, frozen=True, omit_defaults=True):
     epilog=examples(
         "amb doctor",
         "amb doctor --broker redis",
-        "amb doctor --url rediss://shop:secret@cache.example:6380 --json",
+        "amb doctor --url rediss://cache.example:6380 --json",
     )
 )
 @json_option
@@ -49,8 +50,10 @@ class Check(msgspec.Struct, frozen=True, omit_defaults=True):
 def doctor(where: Where, as_json: bool) -> None:
     """Check configuration, plugins, the broker, and what it lets us do; say how to fix what is wrong.
 
-    Tries messages on the topic 'amb.doctor', which a broker that keeps topics keeps. Ends in 0 if nothing failed; else in the code of the first failure.
+    Tries messages on the topic 'amb.doctor', which a broker that keeps topics keeps. Ends in 0 if nothing failed;
+    else in the code of the first failure.
     """
+    log_from(logging.CRITICAL)  # what would be logged is a check
     checks: list[Check] = []
 
     def note(check: Check) -> None:
@@ -63,7 +66,7 @@ def doctor(where: Where, as_json: bool) -> None:
     if as_json:
         echo_json({"ok": not failed, "checks": checks})
     elif failed:
-        click.echo(f"\n{len(failed)} of {len(checks)} checks failed; the first thing to do: {failed[0].fix}")
+        click.echo(f"\n{len(failed)} of {len(checks)} checks failed; to begin with: {failed[0].fix}")
     else:
         click.echo("\nall is well")
     if failed:

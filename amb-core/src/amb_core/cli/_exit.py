@@ -13,7 +13,7 @@ from .. import errors
 
 
 class ExitCode(IntEnum):
-    """What the shell sees."""
+    """What the shell sees; `MEANINGS` says what each is."""
 
     OK = 0
     FAILED = 1
@@ -26,6 +26,21 @@ class ExitCode(IntEnum):
     REMOTE = 8
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+
+
+MEANINGS: dict[ExitCode, str] = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "failed: the demo's account does not balance, a conformance case failed, a bug",
+    ExitCode.USAGE: "usage or configuration: an option, a payload, a variable, a URL",
+    ExitCode.UNREACHABLE: "the broker is out of reach",
+    ExitCode.NOT_FOUND: "no such thing, or not installed: a broker, a module, a folder, a dead letter",
+    ExitCode.TIMEOUT: "time ran out, or nobody is there to answer",
+    ExitCode.REFUSED: "the broker refused the credentials, or what was asked with them",
+    ExitCode.UNSUPPORTED: "not supported by this broker",
+    ExitCode.REMOTE: "the responder failed",
+    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM",
+    ExitCode.BROKEN_PIPE: "nobody reads the output any more",
+}
 
 
 #: The first match counts, so the special comes before the general.
@@ -52,6 +67,11 @@ class CommandFailed(click.ClickException):
         self.code = int(code)
 
 
+def debugging() -> bool:
+    """``AMB_DEBUG`` is set: tracebacks and log lines are wanted."""
+    return os.environ.get("AMB_DEBUG", "") not in ("", "0")
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code `error` stands for."""
     if isinstance(error, CommandFailed):
@@ -69,7 +89,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and not isinstance(error, errors.AmbError):
         _silence_stdout()
         return ExitCode.BROKEN_PIPE
-    if os.environ.get("AMB_DEBUG", "") not in ("", "0"):
+    if debugging():
         traceback.print_exception(error)
     click.echo(f"{_command(error)}: {_text(error)}", err=True)
     return exit_code(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import anyio
@@ -18,6 +19,7 @@ from ._common import (
     echo_json,
     examples,
     json_option,
+    log_from,
     message_record,
     note,
     run,
@@ -88,6 +90,7 @@ async def _subscribe(where: Where, options: Options) -> None:
     async with where.bus() as bus:
         with anyio.move_on_after(options.timeout) as deadline:
             async with bus.stream(options.pattern, group=options.group, start=options.start) as messages:
+                log_from(logging.WARNING)  # from now on it matters to know that the broker is away
                 note(f"subscribed to {options.pattern!r} on {describe(bus.broker)}; Ctrl-C ends it")
                 async for message in messages:
                     _show(message, options)

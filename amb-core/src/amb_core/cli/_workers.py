@@ -77,11 +77,12 @@ class Crew:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._end, process)
-                code = await process.wait()
+                await process.wait()
                 group.cancel_scope.cancel()
         finally:
             del self._processes[number]
-        return code
+        assert process.returncode is not None
+        return process.returncode
 
     async def _end(self, process: anyio.abc.Process) -> None:
         """When everything stops: ask, wait for the grace time, kill."""

@@ -25,7 +25,8 @@ AGENTS: dict[str, Callable[[MessageBus], None]] = {"analyst": analyst, "reviewer
 #: The processes beside the watcher's, where there are several.
 PROCESSES = ("analyst", "analyst", "reviewer", "governor", "reader")
 PROGRESS = 2.0
-LAST_WORDS = 10.0
+#: Seconds that a bus, and then a process, may take to end.
+DRAIN, LAST_WORDS = 0.8, 1.2
 Say = Callable[[str], None]
 
 
@@ -50,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True):
 def make_bus(broker: str | None, url: str | None) -> MessageBus:
     """The bus of one process: all that differs between brokers is in these two arguments."""
     queue = DeadLetterQueue(DEAD_LETTERS, retention_days=1)
-    return MessageBus(broker, broker_url=url, dead_letter_queue=queue, connect_timeout=5)
+    return MessageBus(broker, broker_url=url, dead_letter_queue=queue, connect_timeout=5, drain_timeout=DRAIN)
 
 
 async def run(bus: MessageBus, plan: Plan, say: Say) -> Summary:
