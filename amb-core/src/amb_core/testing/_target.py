@@ -169,6 +169,11 @@ class Target:
         """Subscribe options that share the messages where the broker has groups, and none elsewhere."""
         return {"group": name} if self.capabilities.groups else {}
 
+    async def answering(self, bus: MessageBus, topic: str, handler: Then, **options: Any) -> None:
+        """Make `handler` a responder on `bus`; live when this returns."""
+        bus.responder(topic, **options)(handler)
+        await bus.connect()
+
     # --- other processes
 
     async def child(self, topic: str, broker: Broker | None = None, **options: Any) -> Child:

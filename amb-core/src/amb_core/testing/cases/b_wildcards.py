@@ -203,7 +203,7 @@ async def B9_hash_sees_no_control_traffic(t: Target) -> None:
     await bus.subscribe(t.topic("#"), tries)
     await bus.subscribe(t.topic("dead"), dead)
     await bus.subscribe(t.topic("bad"), failing, retries=1, retry_delay=0.05, **t.group())
-    await bus.subscribe(t.topic("ask"), answer)
+    await t.answering(bus, t.topic("ask"), answer)
     assert (await bus.request(t.topic("ask"), "really?", timeout=10)).data == "yes"
     await bus.publish(t.topic("bad"), 1)
     if t.capabilities.delay != "none":

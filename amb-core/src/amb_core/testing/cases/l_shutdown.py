@@ -259,7 +259,7 @@ async def L10_nothing_is_left(t: Target) -> None:
         failing, seen = t.recorder("the failing handler", None, fail), t.recorder()
         await bus.subscribe(t.topic("bad"), failing, retries=2, retry_delay=0.05, **t.group())
         await bus.subscribe(t.topic("#"), seen)
-        await bus.subscribe(t.topic("echo"), _echo)
+        await t.answering(bus, t.topic("echo"), _echo)
         await t.ledger.publish_many(bus, t.topic("bad"), range(5))
         await bus.request(t.topic("echo"), 1, timeout=t.patience)
         async with bus.stream(t.topic("stream")) as stream:
