@@ -521,7 +521,9 @@ class Consumer:
     def _busy(self) -> bool:
         can_start = (self._lanes or self._ready) and not self.paused and (not self.breakers or self._allowed())
         looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
-        return bool(self.running or can_start or looking)
+        # What waits here for its next try is known to nobody else.
+        trying = self.finishing and self._held and not self.paused
+        return bool(self.running or can_start or looking or trying)
 
     def _look_quiet(self) -> None:
         if self._quiet is not None:
