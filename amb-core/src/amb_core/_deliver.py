@@ -14,7 +14,7 @@ import msgspec
 
 from ._filters import MessageFilter
 from ._handlers import Handler
-from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, ID, INBOX, AckMode, Message, Settled, number
+from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, ID, AckMode, Message, Settled, number
 from ._retry import RetryPolicy
 from .broker import Incoming, Settlement, Verdict
 from .concurrency import absorb_cancellation, drive, resume
@@ -204,8 +204,6 @@ class Processor:
         message = _new_message(Message)
         message.topic, message.data = incoming.topic, _UNDECODED
         message._incoming, message._delivery, message._envelope = incoming, delivery, None
-        if INBOX in headers and ID in headers:
-            self._requests.held[headers[ID]] = message
         try:
             if self._filter is not None and not self._passes(message):
                 self._consumer.host.stats.filtered += 1

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 #: The most messages handed to a connection in one batch.
 BATCH = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+#: The headers that every message has: id, time, content type.
+_LEAST = 3
 #: A message, who waits for it, and until when it may be tried.
 _Queued: TypeAlias = tuple[Outgoing, Future[None], float]
 
@@ -65,15 +67,18 @@ class Publisher:
         """A message id: random per bus, then counted."""
         return f"{self._prefix}{next(self._count)}"
 
-    def plain(self, topic: str, data: object) -> Outgoing:
-        """`compose` without options: what most messages are, at half the cost."""
-        if current_message.get() is not None:
-            return self.compose(topic, data)
-        validate_topic(topic)
+    def plain(self, topic: str, data: object, parent: Mapping[str, str] | None = None) -> Outgoing:
+        """`compose` without options: what most messages are, at half the cost. The trace of `parent`, the headers
+        of the message that is answered, goes on; without, that of the message being handled."""
+        if parent is None:
+            validate_topic(topic)
+            parent = _handled()
         body, content_type = self._encode(data)
         wire = {ID: f"{self._prefix}{next(self._count)}", TIME: str(time.time_ns()), CONTENT_TYPE: content_type}
         if self._sender is not None:
             wire[SENDER] = self._sender
+        if parent is not None and len(parent) > _LEAST:
+            _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire)
         if self._limited:
             self._check_limits(outgoing)
@@ -96,10 +101,9 @@ class Publisher:
         metadata: Mapping[str, Any] | None = None,
         delay: float | None = None,
         confirm: bool = False,
-        internal: bool = False,
     ) -> Outgoing:
         """The message as it travels. Raises: ValueError, TypeError, EncodeError, MessageTooLarge."""
-        validate_topic(topic, internal=internal)
+        validate_topic(topic)
         body, content_type = self._encode(data)
         now = time.time()
         wire = {ID: id or self.new_id(), TIME: str(time.time_ns()), CONTENT_TYPE: content_type}
@@ -118,9 +122,9 @@ class Publisher:
         if correlation_id or reply_to or trace_id:
             given = {CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
             wire.update((name, value) for name, value in given.items() if value)
-        parent = current_message.get()
-        if parent is not None and parent._incoming is not None and len(parent._incoming.headers) > 3:
-            _continue_trace(wire, parent._incoming.headers)
+        parent = _handled()
+        if parent is not None and len(parent) > _LEAST:
+            _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
         if ttl is not None:
             outgoing.expires = now + _positive("ttl", ttl)
@@ -271,6 +275,12 @@ def check_headers(headers: Mapping[str, str]) -> None:
                 (name + value).encode()
             except UnicodeEncodeError:
                 raise ValueError(f"header {name!r} has a lone surrogate, which UTF-8 cannot carry") from None
+
+
+def _handled() -> Mapping[str, str] | None:
+    """The headers of the message whose handler is running."""
+    message = current_message.get()
+    return None if message is None or message._incoming is None else message._incoming.headers
 
 
 def _continue_trace(wire: dict[str, str], parent: Mapping[str, str]) -> None:

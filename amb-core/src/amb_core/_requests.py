@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
 
 from ._deliver import current_message
-from ._message import CORRELATION, ERROR, EXPIRES, INBOX, REQUEST, Message
+from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
-from .errors import AmbError, EncodeError, MessageTooLarge, NoResponders, RemoteError, RequestTimeout
+from .errors import AmbError, EncodeError, MessageTooLarge, NoResponders, RemoteError, RequestTimeout, Unavailable
 
 if TYPE_CHECKING:
     from ._handlers import Handler
@@ -69,10 +68,11 @@ class Requests:
         self._address = INBOX_PREFIX + os.urandom(8).hex()
         self._ids = count(1)
         self._asked: dict[str, Asked] = {}
-        self._inbox: anyio.Event | None = None
+        self._mandatory = capabilities.no_responders
+        #: Replies can arrive: a request sent before that might be answered into the void.
+        self._open = False
+        self._opened: anyio.Event
         self._inbox_scope: anyio.CancelScope | None = None
-        #: Requests that somebody still holds, by message id, for ``bus.reply(request_id, …)``.
-        self.held: WeakValueDictionary[str, Message] = WeakValueDictionary()
 
     # --- asking
 
@@ -81,19 +81,22 @@ class Requests:
     ) -> list[Message | RemoteError]:
         """Publish the request (one copy a topic) and collect answers until `wanted` have come or `timeout`
         seconds are over. Raises: NoResponders when no topic has any, and as publishing."""
-        if not self._host.ready:
-            await self._host.ensure()
-        if self._inbox is None or not self._inbox.is_set():
-            await self._open_inbox()
+        host = self._host
+        if not host.ready:
+            await host.ensure()
+        if not self._open:
+            await self._open_inbox(timeout)
         request_id = format(next(self._ids), "x")
         asked = self._asked[request_id] = Asked(outgoings[0].topic, wanted, first_good)
-        timer = self._host.timers.call_later(timeout, asked.finish)
+        timer = host.timers.call_later(timeout, asked.finish)
         expires = time.time() + timeout
         try:
+            until = f"{expires:.6f}"
             for outgoing in outgoings:
-                outgoing.headers |= {INBOX: self._address, REQUEST: request_id, EXPIRES: f"{expires:.6f}"}
-                outgoing.mandatory, outgoing.expires = self._capabilities.no_responders, expires
-            if self._capabilities.single_process:  # sending does not wait for a network
+                headers = outgoing.headers
+                headers[INBOX], headers[REQUEST], headers[EXPIRES] = self._address, request_id, until
+                outgoing.mandatory, outgoing.expires = self._mandatory, expires
+            if host.direct is not None:  # sending does not wait for a network
                 await self._send(outgoings, asked)
             else:
                 with anyio.move_on_after(timeout):
@@ -105,6 +108,9 @@ class Requests:
         return asked.answers
 
     async def _send(self, outgoings: Sequence[Outgoing], asked: Asked) -> None:
+        if len(outgoings) == 1:
+            await self._publisher.send(outgoings[0])
+            return
         refused = 0
         for outgoing in outgoings:
             try:
@@ -115,14 +121,18 @@ class Requests:
                     raise
                 asked.refused()
 
-    async def _open_inbox(self) -> None:
-        if self._inbox is None:
-            self._inbox, self._closed = anyio.Event(), anyio.Event()
-            self._host.start_soon(self._serve_inbox)
-        await self._inbox.wait()
+    async def _open_inbox(self, timeout: float) -> None:
+        if self._inbox_scope is None:
+            self._inbox_scope, self._opened, self._closed = anyio.CancelScope(), anyio.Event(), anyio.Event()
+            self._host.start_soon(self._serve_inbox, self._inbox_scope)
+        with anyio.move_on_after(timeout):
+            while not self._open:
+                await self._opened.wait()
+        if not self._open:
+            raise Unavailable(f"the broker did not open the inbox for replies within {timeout:g} s: nothing was sent")
 
-    async def _serve_inbox(self) -> None:
-        with anyio.CancelScope() as self._inbox_scope:
+    async def _serve_inbox(self, scope: anyio.CancelScope) -> None:
+        with scope:
             while True:
                 try:
                     await self._hold_inbox(await self._host.connection_up(float("inf")))
@@ -130,20 +140,27 @@ class Requests:
                     log.warning("the reply inbox: %s; opening it again", error)
                     self._host.suspect(error)
                     await anyio.sleep(_INBOX_PAUSE)
-        self._inbox = self._inbox_scope = None
+        self._inbox_scope = None
         self._closed.set()
 
     async def _hold_inbox(self, connection: Connection) -> None:
-        assert self._inbox is not None
-        if isinstance(connection, NativeRequests):
-            async with connection.inbox(self._address, self.deliver):
-                self._inbox.set()
-                await self._host.connection_gone()
-        else:
-            source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
-            async with connection.open(source) as feed:
-                self._inbox.set()
-                await self._pump(feed)
+        try:
+            if isinstance(connection, NativeRequests):
+                async with connection.inbox(self._address, self.deliver):
+                    self._is_open()
+                    await self._host.connection_gone()
+            else:
+                source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
+                async with connection.open(source) as feed:
+                    self._is_open()
+                    await self._pump(feed)
+        finally:
+            self._open = False
+
+    def _is_open(self) -> None:
+        self._open = True
+        opened, self._opened = self._opened, anyio.Event()
+        opened.set()
 
     async def _pump(self, feed: Feed) -> None:
         while True:
@@ -195,19 +212,20 @@ class Requests:
         """The open request that `request` names."""
         if isinstance(request, Message):
             return request
-        found = self.held.get(request)
-        if found is None:
-            raise ValueError(
-                f"no open request with the id {request!r}: reply while the message is held, or pass the message itself"
-            )
-        return found
+        for supervised in self._host.supervised:
+            for delivery in supervised.consumer.open.values():
+                if delivery.incoming.headers.get(ID) == request and INBOX in delivery.incoming.headers:
+                    return Message._delivered(delivery.incoming, None, delivery)
+        raise ValueError(
+            f"no open request with the id {request!r}: reply before it is settled, or pass the message itself"
+        )
 
     async def _publish_reply(self, request: Message, value: object, error: str | None) -> None:
         headers = request._incoming.headers if request._incoming is not None else {}
         inbox, request_id = headers.get(INBOX), headers.get(REQUEST)
         if inbox is None or request_id is None or not inbox.startswith(INBOX_PREFIX):
             raise ValueError(f"message {request.id!r} on {request.topic!r} is no request: nobody waits for a reply")
-        outgoing = self._publisher.compose(inbox, value, internal=True)
+        outgoing = self._publisher.plain(inbox, value, headers)
         outgoing.headers[REQUEST] = request_id
         if CORRELATION in headers:
             outgoing.headers[CORRELATION] = headers[CORRELATION]
