@@ -76,6 +76,8 @@ class FaultProxy:
         links = list(self._links)
         for link in links:
             link.reset()
+        # Not once their tasks have ended: who looks at `links` now must see new ones only.
+        self._links.clear()
         return len(links)
 
     def refuse(self) -> None:
