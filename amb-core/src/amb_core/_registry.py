@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,6 +19,8 @@ from ._advice import INSTALL, did_you_mean
 from .errors import PluginError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import pluggy
 
 Kind: TypeAlias = Literal["broker", "serializer", "filter", "retry policy", "command"]
@@ -60,10 +61,17 @@ class Entry(msgspec.Struct, frozen=True):
         return f"{self.owner.partition(':')[0]}:{self.name}"
 
 
+def _installed() -> Iterable[EntryPoint]:
+    # Slow to import, and only looked at when a name is resolved.
+    from importlib.metadata import entry_points
+
+    return entry_points(group="amb")
+
+
 class Registry:
     """Everything registered so far, and the entry points that can still be loaded. One per process."""
 
-    def __init__(self, find: Callable[[], Iterable[EntryPoint]] = lambda: entry_points(group="amb")) -> None:
+    def __init__(self, find: Callable[[], Iterable[EntryPoint]] = _installed) -> None:
         self._find = find
         self._manager: pluggy.PluginManager | None = None
         self._entries: list[Entry] = []

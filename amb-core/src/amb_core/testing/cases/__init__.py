@@ -1,0 +1,1 @@
+"""The cases, a module per section of the conformance list."""
