@@ -104,6 +104,7 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
         max_in_flight=capacity * 4 if settings.ordered_by else capacity,
     )
     consumer = Consumer(source, capabilities, host, settings.concurrency, settings.batch)
+    _add_breakers(bus, consumer, settings)  # first: the processor asks whether there are any
     handler = compile_handler(
         settings.handler,
         batch=settings.batch is not None,
@@ -128,7 +129,6 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
     consumer.undertaker = Undertaker(bus.publisher, bus.dead_letter_queue, handler.name)
     if consumer.leased and capabilities.lease is not None and capabilities.extend_lease:
         consumer.renewal = Renewal(consumer, capabilities.lease)
-    _add_breakers(bus, consumer, settings)
     return consumer
 
 
