@@ -223,8 +223,14 @@ class MessageBus:
         outgoings = [self._compose(message, None, {}) for message in messages]
         for outgoing in outgoings:
             self._check_breaker(outgoing.topic)
-        await self.publisher.send_all(outgoings)
-        self.host.stats.published += len(outgoings)
+        failed: Mapping[int, Exception] = {}
+        try:
+            await self.publisher.send_all(outgoings)
+        except PartialFailure as failure:
+            failed = failure.errors
+        self.host.stats.published += len(outgoings) - len(failed)
+        if failed:
+            raise PartialFailure(failed, [outgoings[index].headers["amb-id"] for index in sorted(failed)])
         return [outgoing.headers["amb-id"] for outgoing in outgoings]
 
     def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:

@@ -147,9 +147,11 @@ class LeaseLost(AmbError):
 
 
 class PartialFailure(AmbError):
-    """Some items of a batch failed: `errors` maps their index to the error. The rest went through."""
+    """Some items of a batch failed: `errors` maps their index to the error. The rest went through.
+    `names`, if given, tells people which they are."""
 
-    def __init__(self, errors: Mapping[int, Exception]) -> None:
+    def __init__(self, errors: Mapping[int, Exception], names: Sequence[str] = ()) -> None:
         first = next(iter(errors.values()), None)
-        super().__init__(f"{len(errors)} item(s) of the batch failed; the first: {first}")
+        which = f" ({', '.join(names)})" if names else ""
+        super().__init__(f"{len(errors)} item(s) of the batch failed{which}; the first: {first}")
         self.errors = dict(errors)
