@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 #: Kind, name, and what to give to pip.
@@ -34,5 +33,7 @@ SCHEMES: dict[str, str] = {
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question in brackets that names the closest known name, or nothing if none is close."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    from difflib import get_close_matches  # slow to import, and wanted for errors only
+
+    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

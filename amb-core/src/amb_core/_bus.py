@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import anyio
 import msgspec
@@ -30,6 +30,9 @@ from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
 from .errors import CircuitOpen, NoResponders, PartialFailure, RequestTimeout
 from .serializer import Serializer
 from .topics import compile_pattern, validate_pattern
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNBOUNDED = 1 << 30
@@ -165,15 +168,23 @@ class MessageBus:
 
     async def run_forever(self) -> None:
         """Connect and consume until SIGINT, SIGTERM or ``disconnect()``; then drain and return. Raises what
-        stopped the bus."""
-        await self.connect()
+        stopped the bus, and as `connect`."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._stop_on_signal)
-            await self.host.wait_ended()
+            # Before connecting: whoever sees the bus at work may send the signal.
+            await group.start(self._stop_on_signal)
+            failure: BaseException | None = None
+            try:
+                await self.connect()
+                await self.host.wait_ended()
+            except Exception as error:
+                failure = error
             group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
-    async def _stop_on_signal(self) -> None:
+    async def _stop_on_signal(self, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for _ in signals:
                 await self.disconnect()
 

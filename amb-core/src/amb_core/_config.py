@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -145,7 +143,9 @@ def _refuse_misspelt(entry: Entry, fields: Mapping[str, object], environ: Mappin
     known = {_variable(entry, name) for name in fields} | set((entry.env or {}).values())
     for variable in environ:
         if variable.startswith(_variable(entry, "")) and variable not in known:
-            close = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
+            from difflib import get_close_matches
+
+            close = get_close_matches(variable, known, n=1, cutoff=0.9)
             if close:
                 raise ConfigurationError(
                     f"{variable} is no option of the {entry.name} broker; did you mean {close[0]}?"
@@ -159,6 +159,8 @@ def _variable(entry: Entry, field: str) -> str:
 def _from_url(entry: Entry, fields: Mapping[str, msgspec.structs.FieldInfo], url: str) -> Iterator[tuple[str, _Value]]:
     address = url
     if _URL.match(url):
+        from urllib.parse import parse_qsl
+
         address, _, query = url.partition("?")
         seen: set[str] = set()
         for name, text in parse_qsl(query, keep_blank_values=True):

@@ -7,20 +7,23 @@ fixture that yields inside ``async with``.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
-import anyio.abc
 import msgspec
 
 from ._consumer import Consumer
 from ._timers import Timers
 from .broker import Broker, Connection, Outgoing
 from .errors import AmbError, BrokerUnavailable, BusClosed, ConnectionLost, Unavailable
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from anyio.abc import TaskGroup
 
 log = logging.getLogger("amb")
 #: Seconds between attempts to reach a broker: doubles from the first to the last.
@@ -83,7 +86,7 @@ class Host:
         #: Called at the end of a drain, while the connection is still up.
         self.last_words: Callable[[], Awaitable[None]]
         self.fatal: BaseException | None = None
-        self._group: anyio.abc.TaskGroup
+        self._group: TaskGroup
         self._task: asyncio.Task[None] | None = None
         self._pending_live: list[Supervised] = []
 
@@ -411,6 +414,8 @@ def _single(error: Exception) -> Exception:
 
 def _spawn(host: Host) -> None:
     """Start the host task: it belongs to the event loop, not to the caller's task or context."""
+    import asyncio
+
     if asyncio._get_running_loop() is not None:
         host._task = asyncio.get_running_loop().create_task(host.main(), name="amb", context=contextvars.Context())
     else:

@@ -6,7 +6,6 @@ what ``anyio.Event`` does, and every message waits at least once.
 
 from __future__ import annotations
 
-import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
@@ -75,9 +74,18 @@ class _TrioFuture:
         return self._result
 
 
+def _running_loop() -> Any:
+    # asyncio is half of what importing AMB would cost, and whoever runs a loop has it already.
+    global _running_loop
+    from asyncio import _get_running_loop
+
+    _running_loop = _get_running_loop
+    return _running_loop()
+
+
 def new_future() -> Future[Any]:
     """A fresh future for the running event loop. At most one task may await it."""
-    loop = asyncio._get_running_loop()
+    loop = _running_loop()
     return _TrioFuture() if loop is None else loop.create_future()
 
 
@@ -148,7 +156,9 @@ def resume(coroutine: Coroutine[Any, Any, T], trap: object, context: Context) ->
 def absorb_cancellation() -> None:
     """Undo cancellations the current task brought on itself, so that it can go on (asyncio only: trio code
     cannot cancel its own task from outside a scope)."""
-    if asyncio._get_running_loop() is not None:
+    if _running_loop() is not None:
+        import asyncio
+
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
