@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 #: The most messages handed to a connection in one batch.
 BATCH = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-#: The headers that every message has: id, time, content type.
-_LEAST = 3
+#: W3C Trace Context, section 3.2: neither id is all zeros, version ff is forbidden, later versions may say more.
+_VALID_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 #: A message, who waits for it, and until when it may be tried.
 _Queued: TypeAlias = tuple[Outgoing, Future[None], float]
 
@@ -77,7 +78,7 @@ class Publisher:
         wire = {ID: f"{self._prefix}{next(self._count)}", TIME: str(time.time_ns()), CONTENT_TYPE: content_type}
         if self._sender is not None:
             wire[SENDER] = self._sender
-        if parent is not None and len(parent) > _LEAST:
+        if parent is not None and (TRACEPARENT in parent or TRACE_ID in parent):
             _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire)
         if self._limited:
@@ -123,7 +124,7 @@ class Publisher:
             given = {CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
             wire.update((name, value) for name, value in given.items() if value)
         parent = _handled()
-        if parent is not None and len(parent) > _LEAST:
+        if parent is not None and (TRACEPARENT in parent or TRACE_ID in parent):
             _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
         if ttl is not None:
@@ -284,7 +285,8 @@ def _handled() -> Mapping[str, str] | None:
 
 
 def _continue_trace(wire: dict[str, str], parent: Mapping[str, str]) -> None:
-    for name in (TRACE_ID, TRACEPARENT, "tracestate"):
+    valid = _VALID_TRACEPARENT.fullmatch(parent.get(TRACEPARENT, ""))
+    for name in (TRACE_ID, TRACEPARENT, "tracestate") if valid else (TRACE_ID,):
         if name in parent and name not in wire:
             wire[name] = parent[name]
 
