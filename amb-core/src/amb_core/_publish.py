@@ -56,6 +56,7 @@ class Publisher:
     ) -> None:
         self._encode = serializer.encode
         self._capabilities, self._host, self._sender, self._timeout = capabilities, host, sender, timeout
+        _check_texts({"sender": sender})
         self._prefix = os.urandom(6).hex() + "-"
         self._count = count(1)
         self._direct = capabilities.single_process
@@ -117,12 +118,13 @@ class Publisher:
         if lane is not NORMAL:
             wire[PRIORITY] = lane.name.lower()
         if metadata:
-            wire[METADATA] = json.dumps(metadata)
-        if sender or self._sender:
-            wire[SENDER] = sender or self._sender or ""
-        if correlation_id or reply_to or trace_id:
-            given = {CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
+            wire[METADATA] = _metadata(metadata)
+        if id or sender or key or correlation_id or reply_to or trace_id:
+            given = {SENDER: sender, CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
+            _check_texts({"id": id, "key": key, **given})
             wire.update((name, value) for name, value in given.items() if value)
+        if self._sender is not None and not sender:
+            wire[SENDER] = self._sender
         parent = _handled()
         if parent is not None and (TRACEPARENT in parent or TRACE_ID in parent):
             _continue_trace(wire, parent)
@@ -272,10 +274,29 @@ def check_headers(headers: Mapping[str, str]) -> None:
         if not name or lowered.startswith(PREFIX) or lowered == CONTENT_TYPE:
             raise ValueError(f"header {name!r} is reserved for AMB")
         if not (name.isascii() and value.isascii()):
-            try:
-                (name + value).encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"header {name!r} has a lone surrogate, which UTF-8 cannot carry") from None
+            _encodable(f"header {name!a}", name + value)
+
+
+def _check_texts(fields: Mapping[str, str | None]) -> None:
+    for name, value in fields.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name.removeprefix(PREFIX)} must be a str, not {type(value).__name__}")
+        if value and not value.isascii():
+            _encodable(name.removeprefix(PREFIX), value)
+
+
+def _encodable(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has a lone surrogate, which UTF-8 cannot carry: {text!a}") from None
+
+
+def _metadata(metadata: Mapping[str, Any]) -> str:
+    text = json.dumps(metadata)
+    if "\\ud" in text:  # an escape that stands for half of a character, or for a half alone
+        _encodable("metadata", json.dumps(metadata, ensure_ascii=False))
+    return text
 
 
 def _handled() -> Mapping[str, str] | None:
