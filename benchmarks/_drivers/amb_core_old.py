@@ -9,7 +9,7 @@ from typing import Any
 
 from amb_core import MessageBus
 
-from benchmarks._drivers._child import TOPIC, Figures, Handle, Send, common, idle_cpu, serve
+from benchmarks._drivers._child import TOPIC, Case, Figures, Handle, Send, common, idle_cpu, serve
 
 
 @asynccontextmanager
@@ -49,5 +49,7 @@ async def _idle(_: int) -> Figures:
         return {"idle": await idle_cpu()}
 
 
+CASES: dict[str, Case] = {**common(_listening, _answering, _silent), "idle": _idle}
+
 if __name__ == "__main__":
-    serve({**common(_listening, _answering, _silent), "idle": _idle})
+    serve(CASES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from faststream.redis import RedisBroker, TestRedisBroker  # type: ignore[import-not-found, unused-ignore]
 
-from benchmarks._drivers._child import TOPIC, Handle, Send, common, serve
+from benchmarks._drivers._child import TOPIC, Case, Handle, Send, common, serve
 
 
 @asynccontextmanager
@@ -40,5 +40,7 @@ async def _answering() -> AsyncIterator[Send]:
         yield request
 
 
+CASES: dict[str, Case] = common(_listening, _answering, None)
+
 if __name__ == "__main__":
-    serve(common(_listening, _answering, None))
+    serve(CASES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks._drivers._child import Handle, Send, common, serve
+from benchmarks._drivers._child import Case, Handle, Send, common, serve
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -53,5 +53,7 @@ async def _answering() -> AsyncIterator[Send]:
     consumer.cancel()
 
 
+CASES: dict[str, Case] = common(_listening, _answering, None)
+
 if __name__ == "__main__":
-    serve(common(_listening, _answering, None))
+    serve(CASES)
