@@ -154,7 +154,10 @@ class StreamFeed:
         """See `amb_core.broker.Feed.receive`."""
         try:
             return await self._receive(limit, wait, time.monotonic() + _WAIT)
-        except (*NATIVE, AmbError) as error:
+        except AmbError:
+            self.broken = True
+            raise
+        except NATIVE as error:
             self.broken = True
             raise translate(error, f"receive from {self.source.pattern!r}") from error
 

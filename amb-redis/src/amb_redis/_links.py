@@ -101,6 +101,8 @@ class _Node:
         try:
             link = Link(self._make())
             await link.connect(self._options.connect_timeout)
+        except AmbError:
+            raise
         except NATIVE as error:
             raise translate(error, "connect to Redis") from error
         return link
@@ -282,6 +284,9 @@ async def _topology(options: RedisBroker) -> AsyncIterator[Servers]:
         else:
             single = ConnectionPool(**known)
             yield Servers(options, _Node(single.make_connection, options))
+    except AmbError:
+        # Some are an OSError or a TimeoutError too.
+        raise
     except NATIVE as error:
         raise translate(error, "connect to Redis") from error
     except TypeError as error:

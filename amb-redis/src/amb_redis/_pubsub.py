@@ -52,6 +52,8 @@ class PubSubFeed:
             async with asyncio.timeout(self._options.response_timeout):
                 await self._link.ask([(verb, name)])
                 checked(await self._link.answer(), doing)
+        except AmbError:
+            raise
         except NATIVE as error:
             raise translate(error, doing) from error
 
@@ -66,6 +68,8 @@ class PubSubFeed:
             return [self._hold(incoming) for incoming in found]
         try:
             return await self._receive(limit, wait)
+        except AmbError:
+            raise
         except NATIVE as error:
             raise translate(error, f"receive from {self._source.pattern!r}") from error
 

@@ -92,8 +92,8 @@ def _files() -> dict[int, str]:
 
 
 def _threads() -> set[str]:
-    # anyio and trio keep idle workers for a while: they belong to the event loop.
-    pools = ("AnyIO worker", "Trio thread", "waitpid")
+    # anyio, trio and asyncio (to look up addresses) keep idle workers: they belong to the event loop.
+    pools = ("AnyIO worker", "Trio thread", "asyncio_", "waitpid")
     return {f"{t.name} ({t.ident})" for t in threading.enumerate() if not t.name.startswith(pools)}
 
 
