@@ -32,6 +32,10 @@ class GitFailed(Exception):
     """git refused; the text is its own."""
 
 
+#: A file that is no UTF-8 will be none next time either; the rest may pass.
+WORTH_RETRYING = (LookAgain, GitFailed, TimeoutError, ConnectionError)
+
+
 def analyst(bus: MessageBus) -> None:
     """Take a share of the work and of the governor's orders."""
     answer_as(bus, "analyst")
@@ -41,15 +45,14 @@ def analyst(bus: MessageBus) -> None:
         "agents.work.*",
         group="analysts",
         concurrency=4,
-        retry_policy=RetryPolicy(
-            max_retries=2, initial_delay=0.1, max_delay=1.0, retryable_exceptions=(LookAgain, GitFailed, TimeoutError)
-        ),
+        retry_policy=RetryPolicy(max_retries=2, initial_delay=0.1, max_delay=1.0, retryable_exceptions=WORTH_RETRYING),
     )
     async def work(message: Message) -> None:
         begun = time.time()
         if message.topic == "agents.work.order":
             number = msgspec.convert(message.data, Order).number
-            await bus.publish("agents.report", Obeyed(number, float(message.timestamp), begun), sender="analyst")
+            obeyed = Obeyed(message.id, number, float(message.timestamp), begun)
+            await bus.publish("agents.report", obeyed, sender="analyst", wait_for_confirmation=True)
         elif message.topic == "agents.work.file":
             file = msgspec.convert(message.data, File)
             facts = await anyio.to_thread.run_sync(look_at_file, file, message.attempt)

@@ -40,6 +40,7 @@ class Order(msgspec.Struct, frozen=True):
 class Obeyed(msgspec.Struct, frozen=True):
     """``agents.report``: an order was carried out. Times are epoch seconds."""
 
+    order_id: str
     number: int
     given: float
     begun: float
@@ -89,6 +90,6 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """``agents.reader.done``: everything was announced."""
+    """``agents.reader.done``, ``agents.governor.done``: all was announced, all orders were given."""
 
     total: int

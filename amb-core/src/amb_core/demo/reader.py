@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from amb_core import MessageBus
+import secrets
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
-from .messages import Done, Manifest
+from amb_core import Message, MessageBus, PartialFailure, PublishUnknown
+
+from .messages import Commit, Done, File, Manifest
 from .rollcall import wait_for
 from .source import Source
 
-CHUNK = 100
+BATCH = 50
 
 
 async def read(bus: MessageBus, source: Source) -> None:
     """Publish one event for each commit and file of `source`, as soon as somebody listens."""
     await wait_for(bus, {"analyst", "reviewer", "governor", "watcher"})
-    announced: dict[str, str] = {}
-    for topic, works in (("agents.work.file", source.files), ("agents.work.commit", source.commits)):
-        for work in works:
-            announced[await bus.publish(topic, work, sender="reader", wait_for_confirmation=True)] = work.name
-    entries = list(announced.items())
-    for begin in range(0, len(entries), CHUNK):
-        await bus.publish("agents.reader.manifest", Manifest(dict(entries[begin : begin + CHUNK])), sender="reader")
-    await bus.publish("agents.reader.done", Done(len(entries)), sender="reader")
+    run, total = secrets.token_hex(4), 0
+    for works in _batches([*source.files, *source.commits]):
+        ids = [f"{run}-{total + n}" for n in range(len(works))]
+        total += len(works)
+        messages = [
+            Message(_topic(work), work, id=ident, sender="reader") for ident, work in zip(ids, works, strict=True)
+        ]
+        await _announce(bus, messages)
+        names = {ident: work.name for ident, work in zip(ids, works, strict=True)}
+        await bus.publish("agents.reader.manifest", Manifest(names), sender="reader", wait_for_confirmation=True)
+    await bus.publish("agents.reader.done", Done(total), sender="reader", wait_for_confirmation=True)
+
+
+async def _announce(bus: MessageBus, messages: list[Message]) -> None:
+    """Publish; and again, with the same ids, what nobody knows the broker to have."""
+    while messages:
+        try:
+            await bus.publish_batch(messages)
+            return
+        except PartialFailure as failure:
+            for error in failure.errors.values():
+                if not isinstance(error, PublishUnknown):
+                    raise error from failure
+            messages = [messages[index] for index in failure.errors]
+
+
+def _topic(work: File | Commit) -> str:
+    return "agents.work.file" if isinstance(work, File) else "agents.work.commit"
+
+
+def _batches(works: Iterable[File | Commit]) -> Iterator[list[File | Commit]]:
+    rest = iter(works)
+    while batch := list(islice(rest, BATCH)):
+        yield batch

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from .messages import Finding, Obeyed
 from .watcher import Books, Dead
 
 
@@ -50,38 +51,45 @@ class Summary(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> bool:
         """Everything that was announced was handled or is a dead letter."""
-        return self.complete and not self.lost and not self.unheard and not self.orders_lost
+        accounted = self.announced == self.handled + len(self.dead)
+        return self.complete and accounted and not self.lost and not self.unheard and not self.orders_lost
 
 
 def summarize(books: Books, seconds: float) -> Summary:
-    """The books in numbers. Work of an earlier run, cut short, is counted apart (`left_over`)."""
+    """The books in numbers. Work and orders of an earlier run, cut short, are counted apart (`left_over`)."""
     ours = {ident: finding for ident, finding in books.findings.items() if ident in books.manifest}
-    dead = {ident: dead for ident, dead in books.dead.items() if ident in books.manifest}
+    # Reported and then not settled, it may come again and fail: done is done.
+    dead = {ident: dead for ident, dead in books.dead.items() if ident in books.manifest and ident not in ours}
+    reports = [report for ident, report in books.reports.items() if ident in books.orders]
     reviews = [finding for finding in ours.values() if finding.opinions]
-    obeyed = {report.number for report in books.reports}
+    first_tries = [finding for finding in ours.values() if finding.attempt == 1]
     return Summary(
         topics={topic: spread(delays) for topic, delays in sorted(books.heard.items())}
         | {"(dead letters)": Spread(len(dead), 0, 0)},
         latencies={
-            "work: announced → begun": spread(f.begun - f.announced for f in ours.values() if f.attempt == 1),
-            "order: given → begun": spread(report.begun - report.given for report in books.reports),
+            "work: announced → begun": spread(finding.begun - finding.announced for finding in first_tries),
+            "order: given → begun": spread(report.begun - report.given for report in reports),
             "review: asked → answered": spread(f.review for f in reviews if f.review is not None),
         },
-        overtaking=overtaking(books),
-        retries=retries(books),
+        overtaking=overtaking(reports, first_tries),
+        retries={
+            "succeeded": sum(finding.attempt - 1 for finding in ours.values()),
+            "failed": sum(letter.attempts - 1 for letter in dead.values()),
+        },
         reviews=len(reviews),
         objections=sum(not opinion.content for finding in reviews for opinion in finding.opinions),
         dead=list(dead.values()),
         announced=len(books.manifest),
         handled=len(ours),
         handled_twice=sum(books.handled[ident] > 1 for ident in ours),
-        left_over=len(books.findings) - len(ours) + len(books.dead) - len(dead),
+        left_over=len((books.findings.keys() | books.dead.keys()) - books.manifest.keys())
+        + len(books.reports.keys() - books.orders),
         orders=len(books.orders),
-        orders_lost=len(books.orders - obeyed),
+        orders_lost=len(books.disobeyed),
         lost=sorted(books.lost.values()),
         unheard=sorted(books.unheard.values()),
-        complete=books.total is not None and books.unknown <= 0,
-        seconds=seconds,
+        complete=books.complete,
+        seconds=round(seconds, 3),
     )
 
 
@@ -94,25 +102,17 @@ def spread(seconds: Iterable[float]) -> Spread:
     return Spread(len(values), round(middle * 1000, 1), round(high * 1000, 1))
 
 
-def overtaking(books: Books) -> list[Overtaking]:
+def overtaking(reports: Iterable[Obeyed], first_tries: Iterable[Finding]) -> list[Overtaking]:
     """For each order, by the clocks of publisher and handler: what waited, and what it overtook."""
-    first_tries = [(f.announced, f.begun) for f in books.findings.values() if f.attempt == 1]
+    tries = [(finding.announced, finding.begun) for finding in first_tries]
     return [
         Overtaking(
             report.number,
-            sum(announced < report.given for announced, _ in first_tries),
-            sum(announced < report.given and begun > report.begun for announced, begun in first_tries),
+            sum(announced < report.given for announced, _ in tries),
+            sum(announced < report.given and begun > report.begun for announced, begun in tries),
         )
-        for report in sorted(books.reports, key=lambda report: report.number)
+        for report in sorted(reports, key=lambda report: report.number)
     ]
-
-
-def retries(books: Books) -> dict[str, int]:
-    """How often work was tried again: what succeeded then, and what became a dead letter."""
-    return {
-        "succeeded": sum(finding.attempt - 1 for finding in books.findings.values()),
-        "failed": sum(dead.attempts - 1 for dead in books.dead.values()),
-    }
 
 
 def text(summary: Summary) -> str:
@@ -166,7 +166,7 @@ def _account(summary: Summary) -> Iterable[str]:
     if summary.left_over:
         yield f"Left over from an earlier run, and now done: {summary.left_over}"
     if not summary.complete:
-        yield "LOST: the reader did not finish announcing, or its manifest did not arrive"
+        yield "LOST: what the reader or the governor said at the end, or what it was about, was not heard"
     for what, names in (
         ("neither handled nor a dead letter", summary.lost),
         ("not heard by the watcher", summary.unheard),

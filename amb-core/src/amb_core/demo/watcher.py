@@ -36,8 +36,10 @@ class Books(msgspec.Struct):
     total: int | None = None
     findings: dict[str, Finding] = {}
     dead: dict[str, Dead] = {}
-    orders: set[int] = set()
-    reports: list[Obeyed] = []
+    orders: set[str] = set()
+    #: How many the governor says it gave; None before it is done.
+    given: int | None = None
+    reports: dict[str, Obeyed] = {}
     #: How often each piece of work was reported.
     handled: Counter[str] = msgspec.field(default_factory=Counter)
 
@@ -61,12 +63,21 @@ class Books(msgspec.Struct):
         return (self.total or 0) - len(self.manifest)
 
     @property
+    def complete(self) -> bool:
+        """The reader and the governor have said how much there is, and all of that was heard."""
+        return (
+            self.total is not None and self.unknown <= 0 and self.given is not None and self.given <= len(self.orders)
+        )
+
+    @property
+    def disobeyed(self) -> set[str]:
+        """Orders that nobody reported."""
+        return self.orders - self.reports.keys()
+
+    @property
     def balanced(self) -> bool:
         """Everything that was announced is accounted for, and every order was obeyed."""
-        complete = (
-            self.total is not None and self.unknown <= 0 and self.orders <= {report.number for report in self.reports}
-        )
-        return complete and not self.lost and not self.unheard
+        return self.complete and not (self.lost or self.unheard or self.disobeyed)
 
 
 class Watcher:
@@ -89,9 +100,10 @@ class Watcher:
             case "agents.work.file" | "agents.work.commit":
                 books.announced.add(message.id)
             case "agents.work.order":
-                books.orders.add(message.data["number"])
+                books.orders.add(message.id)
             case "agents.report":
-                books.reports.append(msgspec.convert(message.data, Obeyed))
+                report = msgspec.convert(message.data, Obeyed)
+                books.reports[report.order_id] = report
             case "agents.finding":
                 finding = msgspec.convert(message.data, Finding)
                 books.findings[finding.work_id] = finding
@@ -100,6 +112,8 @@ class Watcher:
                 books.manifest |= msgspec.convert(message.data, Manifest).work
             case "agents.reader.done":
                 books.total = msgspec.convert(message.data, Done).total
+            case "agents.governor.done":
+                books.given = msgspec.convert(message.data, Done).total
         self._look()
 
     async def hear_dead(self, message: Message) -> None:
