@@ -145,7 +145,7 @@ class Consumer:
 
     def suspended(self) -> None:
         """A handler has begun to wait: somebody else takes the next delivery, or the receiver's role."""
-        if self._ready or self._lanes or (self._receiver is None and self._slots() > 0):
+        if self._ready or self._lanes.waiting or (self._receiver is None and self._slots() > 0):
             self.kick()
 
     async def _work(self) -> None:
@@ -155,7 +155,7 @@ class Consumer:
             self._scopes.add(scope)
             try:
                 while self._workers <= self.concurrency and not self.aborted:
-                    delivery = self._next() if self._ready or self._lanes else None
+                    delivery = self._next() if self._ready or self._lanes.waiting else None
                     if delivery is None:
                         # Nothing waits here: settle, then receive, or rest until there is something to do.
                         if self.pending and not self._flushing and self.feed is not None:
@@ -208,9 +208,9 @@ class Consumer:
         """What is to be handled next of what was received."""
         if self.paused or (self.breakers and not self._allowed()):
             return None
-        while self._ready or self._lanes:
+        while self._ready or self._lanes.waiting:
             # Whatever waits in the lanes came earlier or is more urgent than what came in plain order.
-            delivery = self._lanes.pop() if self._lanes else self._ready.popleft()
+            delivery = self._lanes.pop() if self._lanes.waiting else self._ready.popleft()
             if delivery.lost or delivery.verdict is not None:
                 continue
             if not self._ordered or self._takes_key(delivery):
@@ -244,7 +244,7 @@ class Consumer:
         self.host.stats.delivered += len(batch)
         for incoming in batch:
             self.open[incoming.token] = delivery = Delivery(incoming, self, tick)
-            if PRIORITY in incoming.headers or self._lanes:
+            if PRIORITY in incoming.headers or self._lanes.waiting:
                 self._into_lanes(delivery)
             else:
                 self._ready.append(delivery)
@@ -519,7 +519,7 @@ class Consumer:
         self._quiet = None
 
     def _busy(self) -> bool:
-        can_start = (self._lanes or self._ready) and not self.paused and (not self.breakers or self._allowed())
+        can_start = (self._lanes.waiting or self._ready) and not self.paused and (not self.breakers or self._allowed())
         looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
         # What waits here for its next try is known to nobody else.
         trying = self.finishing and self._held and not self.paused

@@ -33,11 +33,12 @@ class Lanes(Generic[T]):
     Every operation takes constant time. Truth value: whether anything waits.
     """
 
-    __slots__ = ("_lanes", "_overtaken", "_turn", "_waiting")
+    __slots__ = ("_lanes", "_overtaken", "_turn", "waiting")
 
     def __init__(self) -> None:
         self._lanes: tuple[deque[T], ...] = tuple(deque() for _ in range(LANES))
-        self._waiting = 0
+        #: A bit for each lane in which something waits, cheaper to ask for than the truth value. Read only.
+        self.waiting = 0
         self._overtaken = 0
         self._turn = LANES
 
@@ -45,17 +46,17 @@ class Lanes(Generic[T]):
         """Put `item` behind what waits in the lane `priority`. Raises: IndexError, ValueError if it is not 0 to 5."""
         bit = 1 << priority
         self._lanes[priority].append(item)
-        self._waiting |= bit
+        self.waiting |= bit
 
     def push_front(self, priority: int, item: T) -> None:
         """Put `item` before what waits in the lane `priority`: it was out already and came back."""
         bit = 1 << priority
         self._lanes[priority].appendleft(item)
-        self._waiting |= bit
+        self.waiting |= bit
 
     def pop(self) -> T:
         """The next item. Raises: IndexError when nothing waits."""
-        waiting = self._waiting
+        waiting = self.waiting
         index = _HIGHEST[waiting]
         if waiting & (waiting - 1):
             index = self._choose(index)
@@ -64,7 +65,7 @@ class Lanes(Generic[T]):
         lane = self._lanes[index]
         item = lane.popleft()
         if not lane:
-            self._waiting = waiting & ~(1 << index)
+            self.waiting = waiting & ~(1 << index)
         return item
 
     def _choose(self, highest: int) -> int:
@@ -73,7 +74,7 @@ class Lanes(Generic[T]):
             self._overtaken += 1
             return highest
         self._overtaken = 0
-        lower = self._waiting & (self._waiting - 1)
+        lower = self.waiting & (self.waiting - 1)
         self._turn = _LOWEST[lower & ((1 << self._turn) - 1) or lower]
         return self._turn
 
@@ -81,7 +82,7 @@ class Lanes(Generic[T]):
         return sum(map(len, self._lanes))
 
     def __bool__(self) -> bool:
-        return self._waiting != 0
+        return self.waiting != 0
 
     def __iter__(self) -> Iterator[T]:
         """What waits, highest lane first, without taking it."""
