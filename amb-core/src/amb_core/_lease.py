@@ -65,6 +65,7 @@ class Renewal:
             errors = failure.errors
         except Exception as error:
             log.warning("the leases on %r could not be renewed: %s", self._consumer.source.pattern, error)
+            self._consumer.host.suspect(error)
             return
         stats.lease_renewals += len(deliveries) - len(errors)
         for index, error in errors.items():
