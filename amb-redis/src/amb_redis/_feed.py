@@ -116,7 +116,7 @@ class StreamFeed:
                 if start == b"$":
                     topic.express.begin(tails[0], tails[1])
                     topic.normal.begin(tails[2], tails[3])
-            topic.wake = 0.0
+            topic.wake = topic.sweep = 0.0
         self._wake = 0.0
 
     async def _look(self, start: bytes = b"0") -> None:

@@ -53,7 +53,8 @@ class Lane:
 class Topic:
     """The lanes of one topic, for one group."""
 
-    __slots__ = ("base", "bell", "express", "lanes", "locked", "name", "normal", "overtaken", "retried", "wake")
+    __slots__ = ("base", "bell", "express", "lanes", "locked", "name", "normal", "overtaken", "retried",
+                 "sweep", "wake")  # fmt: skip
 
     def __init__(self, name: str, base: bytes, group: bytes) -> None:
         self.name = name
@@ -66,6 +67,8 @@ class Topic:
         self.bell = b"0-0"
         #: It is time to read, news or not: something is due, a lease or a lock may have ended (monotonic).
         self.wake = 0.0
+        #: It is time to look for what others have left behind (monotonic).
+        self.sweep = 0.0
         #: Another member of an ordered group has the lock.
         self.locked = False
         #: An ordered group: all that the previous member left behind is ours.

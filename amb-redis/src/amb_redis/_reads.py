@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -57,6 +58,7 @@ class Reader:
         self._consumer = consumer
         self._lease = lease
         self._ordered = ordered and bool(group)
+        self._sweeps = bool(group) and not ordered
         self._streak = 0
         self._turn = 0
 
@@ -66,7 +68,7 @@ class Reader:
         turn = self._turn % len(topics)
         topics = topics[turn:] + topics[:turn]
         fair = max(1, limit // _FAIR) if self._streak >= _FAIR else 0
-        sweep = bool(self._group) and not self._ordered and any(topic.wake <= now for topic in topics)
+        sweep = self._sweeps and any(topic.sweep <= now for topic in topics)
         args: list[object] = [
             self._group,
             self._consumer,
@@ -93,7 +95,7 @@ class Reader:
         if bell is not None:
             keys.append(bell[0])
             ids.append(bell[1])
-        block = () if pause is None else ("BLOCK", max(1, int(pause * 1000)))
+        block = () if pause is None else ("BLOCK", max(1, math.ceil(pause * 1000)))
         read = Read([("XREAD", "COUNT", 1, *block, "STREAMS", *keys, *ids)], topics, 0, now)
         read.expected += max(0.0, pause or 0.0)
         read.waited = True
@@ -126,9 +128,9 @@ class Reader:
         topic.overtaken = bool(overtaken) and not topic.locked
         wishes = [now + ms / 1000 for ms in (due, locked) if ms >= 0]
         if sweep >= 0:
-            wishes.append(now + min(sweep / 1000 + _LATE, self._lease / 2))
-        elif self._group and not self._ordered and topic.wake > now:
-            wishes.append(topic.wake)
+            topic.sweep = now + min(sweep / 1000 + _LATE, self._lease / 2)
+        if self._sweeps:
+            wishes.append(topic.sweep)
         if self._ordered:
             wishes.append(now + self._lease / 3)
         topic.wake = min(wishes, default=float("inf"))

@@ -172,7 +172,8 @@ async def M6_the_lowest_lane_progresses(t: Target) -> None:
     await seen.reaches(605, t.patience)
     first = seen.data.index("low")
     assert first <= 150, f"the first BACKGROUND message came after {first} HIGH ones"
-    assert seen.data[0] == "high", "a BACKGROUND message overtook HIGH ones"
+    # One may have been on its way when the subscription was paused.
+    assert "high" in seen.data[:2], "BACKGROUND messages overtook HIGH ones"
 
 
 @case("M7", fixtures="control")
