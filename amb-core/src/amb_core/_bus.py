@@ -220,10 +220,15 @@ class MessageBus:
         if host.direct is None:
             await self.publisher.send(outgoing)
         else:
+            sending = host.direct((outgoing,))
             try:
-                await host.direct((outgoing,))
+                blocked = sending.send(None)
+            except StopIteration:
+                pass
             except PartialFailure as failure:
                 raise failure.errors[0] from None
+            else:
+                await self.publisher.patiently((outgoing,), sending, blocked)
         host.stats.published += 1
         return outgoing.headers["amb-id"]
 

@@ -75,7 +75,7 @@ class Host:
         #: Connected, and nothing has to be waited for before publishing: the hot path's only check.
         self.ready = False
         #: The connection's ``send`` while `ready`, if it needs no batching: no network to share.
-        self.direct: Callable[[Sequence[Outgoing]], Awaitable[None]] | None = None
+        self.direct: Callable[[Sequence[Outgoing]], Coroutine[Any, Any, None]] | None = None
         self.state: Literal["new", "starting", "up", "stopping", "closed"] = "new"
         self.supervised: list[Supervised] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}

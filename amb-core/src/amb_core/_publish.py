@@ -6,7 +6,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,8 +32,8 @@ from ._message import (
     MessagePriority,
 )  # fmt: skip
 from .broker import Capabilities, Outgoing
-from .concurrency import Future, Wakeup, new_future
-from .errors import ConnectionLost, MessageTooLarge, PartialFailure, PublishUnknown, Unavailable
+from .concurrency import Future, Wakeup, new_future, resume
+from .errors import BackpressureError, ConnectionLost, MessageTooLarge, PartialFailure, PublishUnknown, Unavailable
 from .serializer import Serializer
 from .topics import validate_topic
 
@@ -159,19 +160,43 @@ class Publisher:
         if not self._direct:
             await self._put(outgoing)
             return
-        connection = host.connection or await host.connection_up(self._timeout)
+        sending = (host.connection or await host.connection_up(self._timeout)).send((outgoing,))
         try:
-            await connection.send((outgoing,))
+            blocked = sending.send(None)
+        except StopIteration:
+            return
         except PartialFailure as failure:
             raise failure.errors[0] from None
+        await self.patiently((outgoing,), sending, blocked)
+
+    async def patiently(self, batch: Sequence[Outgoing], sending: Coroutine[Any, Any, None], blocked: object) -> None:
+        """The rest of a send within this process that has to wait (`blocked` is what it yielded), at most the publish
+        timeout. Only this rest pays for a deadline. Raises as `send`."""
+        with anyio.move_on_after(self._timeout):
+            try:
+                await resume(sending, blocked, copy_context())
+            except PartialFailure as failure:
+                if len(batch) == 1:
+                    raise failure.errors[0] from None
+                raise
+            return
+        error = BackpressureError if len(batch) == 1 else PublishUnknown  # some of a batch may have gone through
+        raise error(
+            f"{len(batch)} message(s) for {batch[0].topic!r} had no room within {self._timeout:g} s: consume faster, "
+            "or give the broker a longer queue or the bus a longer publish_timeout"
+        )
 
     async def send_all(self, batch: Sequence[Outgoing]) -> None:
         """As `send`, for several. Raises: PartialFailure with the index of each that failed."""
         if not self._host.ready:
             await self._host.ensure()
         if self._direct:
-            connection = self._host.connection or await self._host.connection_up(self._timeout)
-            await connection.send(batch)
+            sending = (self._host.connection or await self._host.connection_up(self._timeout)).send(batch)
+            try:
+                blocked = sending.send(None)
+            except StopIteration:
+                return
+            await self.patiently(batch, sending, blocked)
             return
         errors: dict[int, Exception] = {}
         for index, future in enumerate([self._put(outgoing) for outgoing in batch]):
