@@ -77,13 +77,13 @@ async def M2_a_full_queue_is_no_silent_drop(t: Target) -> None:
     subscription.pause()
     told = 0
     for number in range(200):
-        with anyio.move_on_after(1.5) as scope:
-            try:
-                await t.ledger.publish(publisher, t.topic("jobs"), number)
-            except (BackpressureError, BrokerUnavailable, TimeoutError) as error:
-                assert str(error), "the refusal says nothing"
-                told += 1
-        told += scope.cancelled_caught
+        began = time.monotonic()
+        try:
+            await t.ledger.publish(publisher, t.topic("jobs"), number)
+        except (BackpressureError, BrokerUnavailable) as error:
+            assert str(error), "the refusal says nothing"
+            told += 1
+        assert time.monotonic() - began < 3.0, "a publish timeout of 1 s was not kept"
         if told >= 3:
             break
     assert told or not t.capabilities.single_process, "200 messages went into 50 places, and the publisher felt nothing"
