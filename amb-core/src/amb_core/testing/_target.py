@@ -43,6 +43,11 @@ class Control(Protocol):
         ...
 
 
+#: Fixtures about a server; the first three need one in any case.
+NEEDS = ("control", "proxy", "processes")
+SERVER = (*NEEDS, "impostor", "restricted", "destroy", "strict")
+
+
 class Rig(msgspec.Struct, frozen=True, kw_only=True):
     """A broker and what the harness can do to it. Only `make` is needed; cases that need more are
     reported as lacking a fixture, never as passed.
@@ -67,10 +72,21 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True):
     capped: Callable[[int], Broker] | None = None
     #: May not create topics.
     strict: Callable[[], Broker] | None = None
+    #: What the broker does not have at all, and why, by the name of the fixture (``{"strict": "topics need no making"}``):
+    #: those cases count as refused.
+    absent: dict[str, str] = {}
     #: Leave out what takes long by its nature (a delay of 30 s); for a second event loop.
     quick: bool = False
     #: A missing fixture fails the suite instead of being listed.
     complete: bool = False
+
+    def has_no(self, fixture: str) -> str:
+        """Why the broker does not have what `fixture` is about; empty if it does."""
+        if fixture in self.absent:
+            return self.absent[fixture]
+        if fixture in SERVER and self.make().capabilities.single_process and (fixture in NEEDS or self.lacks(fixture)):
+            return "lives in one process: no server to restart, no cable to cut, no credentials, no other process"
+        return ""
 
     def lacks(self, fixture: str) -> bool:
         """Whether a case that needs `fixture` cannot run."""
