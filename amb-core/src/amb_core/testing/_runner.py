@@ -16,7 +16,7 @@ from ._case import Case, LacksFixture, cases
 from ._gates import GATES, refuses
 from ._leaks import Snapshot, no_tasks, running_case, watch_tasks
 from ._report import Outcome, Report
-from ._target import Backend, Rig, Target
+from ._target import Backend, Rig, Target, rig_for
 
 #: Cases that run at the same time unless told otherwise.
 JOBS = 16
@@ -51,8 +51,7 @@ def conform(
 def _rig(subject: Rig | Broker | str) -> Rig:
     if isinstance(subject, Rig):
         return subject
-    broker = MessageBus(subject).broker
-    return Rig(make=lambda: broker, name=type(broker).__name__)
+    return rig_for(MessageBus(subject).broker)
 
 
 def select(ids: Iterable[str] | None) -> list[Case]:

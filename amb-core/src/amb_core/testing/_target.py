@@ -12,6 +12,7 @@ import msgspec
 
 from .._bus import MessageBus
 from ..broker import Broker, Capabilities, Connection, Feed, Incoming, Outgoing, Source
+from ..memory import InMemoryBroker
 from ._children import Child
 from ._ledger import Ledger, Recorder, Then
 from .proxy import FaultProxy
@@ -93,6 +94,18 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True):
         if fixture == "proxy":
             return self.address is None or self.through is None
         return fixture != "processes" and getattr(self, fixture) is None
+
+
+def rig_for(broker: Broker) -> Rig:
+    """A rig with what every broker has; the memory broker's cap too."""
+    capped = None
+    if isinstance(broker, InMemoryBroker):
+        memory = broker
+
+        def capped(count: int) -> Broker:
+            return msgspec.structs.replace(memory, max_queue_size=count)
+
+    return Rig(make=lambda: broker, name=type(broker).__name__, capped=capped)
 
 
 class Target:

@@ -10,7 +10,7 @@ from ._case import cases
 from ._ids import IDS
 from ._report import Outcome
 from ._runner import JOBS, conform, select
-from ._target import Backend, Rig
+from ._target import Backend, Rig, rig_for
 
 __all__ = ["conformance_suite"]
 
@@ -47,7 +47,7 @@ def conformance_suite(
         weakened(type(self), frozen)
         cases()
 
-    def refuse_weakening(cls: type, **options: Any) -> None:
+    def refuse_weakening(cls: type[Any], /, **options: Any) -> None:
         weakened(cls, frozen)
 
     namespace |= {
@@ -93,5 +93,5 @@ def _selected(request: Any, cls: type) -> set[str]:
 
 def _run(make: Callable[[], Broker | Rig], ids: set[str], jobs: int, backend: Backend) -> dict[str, Outcome]:
     made = make()
-    rig = made if isinstance(made, Rig) else Rig(make=make)  # type: ignore[arg-type]
+    rig = made if isinstance(made, Rig) else rig_for(made)
     return {outcome.id: outcome for outcome in conform(rig, ids=ids, jobs=jobs, backend=backend).outcomes}

@@ -109,7 +109,7 @@ async def E3_what_a_dead_letter_says(t: Target) -> None:
     )
 
 
-@case("E4")
+@case("E4", within=90)
 async def E4_nothing_goes_without_its_dead_letter(t: Target) -> None:
     """While dead letters cannot be stored the original is not acknowledged; nothing is lost."""
     refused, stored, gone = 0, list[str](), list[tuple[str, int]]()
