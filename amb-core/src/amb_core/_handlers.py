@@ -111,14 +111,14 @@ def _caller(function: Callable[..., Any], in_thread: bool | None, concurrency: i
             if not limiter:
                 limiter.append(anyio.CapacityLimiter(concurrency))
             work = functools.partial(_contained, function, arguments)
-            result = await anyio.to_thread.run_sync(work, limiter=limiter[0], abandon_on_cancel=True)
+            (result,) = await anyio.to_thread.run_sync(work, limiter=limiter[0], abandon_on_cancel=True)
         return await result if inspect.isawaitable(result) else result
 
     return call
 
 
-def _contained(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+def _contained(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any]:
     try:
-        return function(*arguments)
+        return (function(*arguments),)  # wrapped: trio takes no coroutine from a thread
     except StopIteration as stop:  # would end the coroutine that waits for the thread as if it had returned
         raise RuntimeError("the handler raised StopIteration") from stop
