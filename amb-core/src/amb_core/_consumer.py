@@ -224,7 +224,7 @@ class Consumer:
         """Fetch deliveries; the first is returned if nothing else waits, the others go into the lanes."""
         self._receiver = scope
         try:
-            batch = await feed.receive(slots, not self.finishing)
+            batch = await feed.receive(slots, not self.finishing or _tries_again(feed))
         except Exception as error:
             self._feed_failed(feed, error, "receiving from")
             self._dry = self.finishing
@@ -551,3 +551,7 @@ class Consumer:
             self._waiters.append(waiter)
             await waiter
         await self.flush()
+
+
+def _tries_again(feed: Feed) -> bool:
+    return isinstance(feed, KnowsPeers) and feed.tries_again()

@@ -113,6 +113,10 @@ class MemoryFeed:
         """See `amb_core.broker.KnowsPeers`."""
         return self._source.group is None or (self._store.connections == 1 and len(self._queue.members) == 1)
 
+    def tries_again(self) -> bool:
+        """See `amb_core.broker.KnowsPeers`."""
+        return self._queue.tries_again
+
     def close(self) -> None:
         if self._closed:
             return
@@ -193,4 +197,6 @@ class MemoryConnection:
         for feed in list(self._feeds):
             feed.close()
         self.store.connections -= 1
+        if not self.store.connections:
+            self.store.say_what_is_lost()
         self.store.wake_publishers()

@@ -220,6 +220,11 @@ class Queue:
                 due = min(due, next(iter(held.values())))
         return due
 
+    @property
+    def tries_again(self) -> bool:
+        """A delivery that failed waits for its next attempt."""
+        return any(entry.attempt > 1 for _, _, entry in self._delayed)
+
     # --- who waits
 
     def wake(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .memory import InMemoryBroker
 
 __all__ = ["Store"]
+
+log = logging.getLogger("amb")
 
 #: Where a topic's messages go: queues, history, and the reader of a private inbox.
 Route: TypeAlias = tuple[tuple[Queue, ...], "deque[Record] | None", "Callable[[Incoming], None] | None"]
@@ -188,6 +191,12 @@ class Store:
         self._table.remove(source.pattern, queue)
         self._routes.clear()
         queue.vanish()
+
+    def say_what_is_lost(self) -> None:
+        """The last connection is closed: nobody will ever handle what still waits."""
+        for queue in self._groups.values():
+            if queue.size:
+                log.warning("%d message(s) in %s are gone with the memory broker", queue.size, queue.name)
 
     def wake_publishers(self) -> None:
         """A connection is closed: those who wait on it have to hear of it."""

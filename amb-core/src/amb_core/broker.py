@@ -323,6 +323,11 @@ class KnowsPeers(Protocol):
         Does not block."""
         ...
 
+    def tries_again(self) -> bool:
+        """True: a delivery that failed waits in the broker for its next attempt; the core, finishing
+        the backlog, waits for that too. Does not block."""
+        ...
+
 
 @runtime_checkable
 class Replays(Protocol):

@@ -313,7 +313,3 @@ class StreamFeed:
         """See `amb_core.broker.ExtendsLease.extend`."""
         if self._group:
             await self._leases.extend(tokens)
-
-    def last_consumer(self) -> bool:
-        """A group keeps what is left; without one nobody would get it."""
-        return not self._group

@@ -118,7 +118,3 @@ class PubSubFeed:
             incoming = self._held.pop(outcome.token, None) if isinstance(outcome.token, int) else None
             if incoming is not None and outcome.verdict in ("release", "retry"):
                 self._back.append(incoming)
-
-    def last_consumer(self) -> bool:
-        """Pub/sub keeps nothing for anybody."""
-        return True

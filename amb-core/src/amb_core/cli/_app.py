@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -43,6 +44,15 @@ class Commands(Suggesting):
             return command
         found = registry().seek("command", cmd_name)
         return _made(found) if found else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Not left to click, which takes a broken pipe for a failure and has no words for a group of errors.
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BaseException as error:
+            raise click.exceptions.Exit(report(error)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``, without importing a single command."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -52,6 +53,12 @@ class Where(msgspec.Struct, frozen=True):
             note("this broker lives inside one process, so other programs neither see nor answer this; "
                  "name a real one with --broker, --url or AMB_BROKER")  # fmt: skip
         return bus
+
+
+def hand_down(broker: str | None, url: str | None) -> None:
+    """Let further processes find the same broker. Not by their command lines: a URL may hold a password."""
+    if url or broker:
+        os.environ["AMB_BROKER"] = url or broker or ""
 
 
 def describe(broker: Broker) -> str:

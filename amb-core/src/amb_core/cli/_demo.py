@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from typing import Any
 
 import anyio
 import click
 
-from ._common import SECONDS, describe, echo_json, examples, json_option, log_from, run
+from ._common import SECONDS, describe, echo_json, examples, hand_down, json_option, log_from, run
 from ._exit import CommandFailed, ExitCode
 from ._reload import Guard
 
@@ -76,18 +75,12 @@ def demo(
         Guard(reload=False).start()
         anyio.run(launch.run_agent, agent, bus, found)  # ends on SIGTERM by itself
     else:
-        _hand_down(broker, url)
+        hand_down(broker, url)
         _run(
             bus,
             launch.Plan(found, options["patience"], launch.agent_command(folder, limit, verbose)),
             options["as_json"],
         )
-
-
-def _hand_down(broker: str | None, url: str | None) -> None:
-    """Let the agents' processes find the same broker. Not by their command lines: a URL may hold a password."""
-    if url or broker:
-        os.environ["AMB_BROKER"] = url or broker or ""
 
 
 def _run(bus: Any, plan: Any, as_json: bool) -> None:
@@ -106,7 +99,7 @@ def _run(bus: Any, plan: Any, as_json: bool) -> None:
     except* launch.AgentDied as group:
         died = group.exceptions[0]
         assert isinstance(died, launch.AgentDied)
-        raise CommandFailed(str(died), died.code) from group
+        raise CommandFailed(str(died), died.code if died.code > 0 else ExitCode.FAILED) from group
     if as_json:
         echo_json(result)
     else:

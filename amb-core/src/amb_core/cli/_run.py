@@ -14,7 +14,7 @@ import click
 
 from .. import MessageBus
 from .._advice import did_you_mean
-from ._common import SECONDS, describe, examples, note
+from ._common import SECONDS, describe, examples, hand_down, note
 from ._exit import CommandFailed, ExitCode, report
 from ._reload import RELOAD, Guard, wait_for_change
 from ._workers import Crew
@@ -52,8 +52,7 @@ def run(
     MODULE is found from the current folder. --broker and --url count for a program that does not name its
     broker itself.
     """
-    if url or broker:
-        os.environ["AMB_BROKER"] = url or broker or ""
+    hand_down(broker, url)
     sys.path.insert(0, os.getcwd())
     if child is not None:
         _work(target, reload, child)
@@ -85,18 +84,15 @@ def _work(target: str, reload: bool, child: int) -> None:
 def _serve(bus: MessageBus, target: str, single: bool) -> None:
     if not logging.root.handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if single:
-        note(f"{target} on {describe(bus.broker)}; Ctrl-C or SIGTERM drains and ends it")
-        if bus.capabilities.single_process:
-            note("this broker lives inside one process: other programs, and further workers, do not see its messages")
-    anyio.run(_until_stopped, bus, target if single else "")
+    if single and bus.capabilities.single_process:
+        note("this broker lives inside one process: other programs, and further workers, do not see its messages")
 
+    async def serve() -> None:
+        await bus.connect()
+        note(f"{target} is live on {describe(bus.broker)}, process {os.getpid()}; Ctrl-C or SIGTERM drains and ends it")
+        await bus.run_forever()
 
-async def _until_stopped(bus: MessageBus, target: str) -> None:
-    await bus.connect()
-    if target:  # whoever starts this from a script waits for this line
-        note(f"{target} is live, with {len((await bus.health()).subscriptions)} subscription(s)")
-    await bus.run_forever()
+    anyio.run(serve)
 
 
 def load(target: str) -> MessageBus:

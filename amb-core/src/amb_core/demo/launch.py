@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 class AgentDied(Exception):
-    """A process of the demo ended before its time. `code` is its exit code."""
+    """A process of the demo ended before its time. `code` is its exit code, or minus the signal that killed it."""
 
     def __init__(self, kind: str, code: int) -> None:
         super().__init__(f"the process of the {kind} ended early with code {code}")

@@ -17,7 +17,7 @@ from ._ids import IDS
 from ._ledger import Ledger, Recorder
 from ._report import Outcome, Report
 from ._runner import conform
-from ._target import Control, Rig, Target
+from ._target import Control, Rig, Target, rig_for
 from ._wait import eventually, stays
 from .proxy import FaultProxy
 from .suite import conformance_suite
@@ -37,5 +37,6 @@ __all__ = [
     "conform",
     "conformance_suite",
     "eventually",
+    "rig_for",
     "stays",
 ]

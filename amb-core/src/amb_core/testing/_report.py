@@ -44,9 +44,9 @@ class Report(msgspec.Struct, frozen=True):
         """One line for people."""
         counts = ", ".join(f"{len(self.ids(result))} {result}" for result in ("passed", "refused", "failed"))
         missing = self.ids("unavailable")
-        lacking = f", {len(missing)} without a fixture ({' '.join(missing)})" if missing else ""
-        failed = f": {' '.join(self.ids('failed'))}" if not self.ok else ""
-        return f"{self.backend}: {counts}{failed}{lacking}, {self.seconds:.0f} s"
+        lacking = f"; {len(missing)} without a fixture: {' '.join(missing)}" if missing else ""
+        failed = f"; failed: {' '.join(self.ids('failed'))}" if not self.ok else ""
+        return f"{self.backend}: {counts} in {self.seconds:.0f} s{failed}{lacking}"
 
     def table(self) -> str:
         """One line a case."""

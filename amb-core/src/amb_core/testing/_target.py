@@ -17,7 +17,7 @@ from ._children import Child
 from ._ledger import Ledger, Recorder, Then
 from .proxy import FaultProxy
 
-__all__ = ["Control", "Rig", "Target"]
+__all__ = ["Control", "Rig", "Target", "rig_for"]
 
 
 class Control(Protocol):
