@@ -29,6 +29,10 @@ class Contestant(msgspec.Struct, frozen=True):
     driver: str
     #: What its environment holds; nothing: it runs in this one.
     installs: tuple[str, ...] = ()
+    #: Takes part with so many times fewer messages, because it is that slow.
+    fewer: int = 1
+    #: Given to its driver.
+    arguments: tuple[str, ...] = ()
 
 
 class Child:
@@ -36,7 +40,14 @@ class Child:
 
     def __init__(self, contestant: Contestant, arguments: Sequence[str]) -> None:
         self.name = contestant.name
-        command = [_python(contestant), "-m", f"benchmarks._drivers.{contestant.driver}", *arguments]
+        self._fewer = contestant.fewer
+        command = [
+            _python(contestant),
+            "-m",
+            f"benchmarks._drivers.{contestant.driver}",
+            *contestant.arguments,
+            *arguments,
+        ]
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
         )
@@ -49,7 +60,7 @@ class Child:
     def measure(self, case: str, count: int, times: int = 1) -> Mapping[str, float]:
         """The figures of a case, seconds: the lowest of so many runs. Raises: Unavailable when it died of it."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"case": case, "count": count, "times": times}) + "\n")
+        self._process.stdin.write(json.dumps({"case": case, "count": count // self._fewer or 1, "times": times}) + "\n")
         self._process.stdin.flush()
         return msgspec.convert(self._read(), dict[str, float])
 

@@ -19,7 +19,7 @@ from benchmarks._rounds import Budget, arguments, finish, measure, report  # noq
 FLOOR = Contestant("floor", "floor")
 AMB = Contestant("amb", "amb")
 OLD = Contestant("amb-core 0.1.0", "amb_core_old", ("amb-core==0.1.0",))
-FASTSTREAM = Contestant("FastStream", "faststream_memory", ("faststream[redis]==0.7.8",))
+FASTSTREAM = Contestant("FastStream", "faststream_memory", ("faststream[redis]==0.7.8", "hiredis"), fewer=10)
 
 COUNTS = {
     "publish": 5_000,

@@ -8,8 +8,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 #: What is published, everywhere: about 100 bytes of JSON.
@@ -21,6 +21,8 @@ DATA: dict[str, Any] = {
 }
 TOPIC = "agents.planner.steps"
 IN_FLIGHT = 64
+#: Publishers at once, and handlers at once, over a network.
+AT_ONCE = 100
 IDLE_SECONDS = 2.0
 
 Figures = dict[str, float]
@@ -29,11 +31,18 @@ Handle = Callable[[Any], Awaitable[None]]
 Send = Callable[[dict[str, Any]], Awaitable[Any]]
 #: Opens a bus where `Handle` gets what is sent with the `Send` that it yields.
 Listening = Callable[[Handle], AbstractAsyncContextManager[Send]]
+#: Opens a bus where so many messages wait, and a group's only member handles them.
+Waiting = Callable[[int, Handle], AbstractAsyncContextManager[None]]
 #: Opens a bus where somebody answers (or where nobody listens).
 Opened = Callable[[], AbstractAsyncContextManager[Send]]
 
 #: Elapsed time; with ``--cpu`` the processor time of this process, which others on the machine change less.
 _clock = time.perf_counter
+
+
+def elapsed() -> float:
+    """Now, by the clock that was asked for."""
+    return _clock()
 
 
 def serve(cases: dict[str, Case]) -> None:
@@ -56,6 +65,20 @@ def _best(case: Case, count: int, times: int) -> Figures:
         best = {name: min(value, best.get(name, value)) for name, value in figures.items()}
         gc.collect()
     return best
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run the coroutines as tasks until the block ends."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def publishing(silent: Opened) -> Case:
@@ -118,19 +141,89 @@ def pumping(listening: Listening) -> Case:
     return case
 
 
+def publishing_at_once(silent: Opened) -> Case:
+    """Seconds for a publish where nobody listens, a hundred tasks publishing one after the other."""
+
+    async def case(count: int) -> Figures:
+        async with silent() as send:
+            begin = _clock()
+            sent = await _send_at_once(send, count)
+            return {"publish": (_clock() - begin) / sent}
+
+    return case
+
+
+def pumping_at_once(listening: Listening, name: str) -> Case:
+    """Seconds for a message, when a hundred tasks publish and one subscription handles."""
+
+    async def case(count: int) -> Figures:
+        left, done = max(1, count // AT_ONCE) * AT_ONCE, asyncio.Event()
+
+        async def handle(_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done.set()
+
+        async with listening(handle) as send:
+            begin = _clock()
+            sent = await _send_at_once(send, count)
+            await done.wait()
+            return {name: (_clock() - begin) / sent}
+
+    return case
+
+
+async def _send_at_once(send: Send, count: int) -> int:
+    """Returns how many were sent: about `count`, as many by each."""
+    each = max(1, count // AT_ONCE)
+
+    async def publisher() -> None:
+        for _ in range(each):
+            await send(DATA)
+
+    await asyncio.gather(*(publisher() for _ in range(AT_ONCE)))
+    return each * AT_ONCE
+
+
+def consuming(waiting: Waiting) -> Case:
+    """Seconds, and seconds of processor time, for a message that waits: from the first that is handled to the last."""
+
+    async def case(count: int) -> Figures:
+        begin = cpu = 0.0
+        left, done, figures = count, asyncio.Event(), Figures()
+
+        async def handle(_: Any) -> None:
+            nonlocal left, begin, cpu
+            if left == count:
+                begin, cpu = _clock(), time.process_time()
+            left -= 1
+            if not left:
+                figures["consume"] = (_clock() - begin) / count
+                figures["consume cpu"] = (time.process_time() - cpu) / count
+                done.set()
+
+        async with waiting(count, handle):
+            await done.wait()
+        return figures
+
+    return case
+
+
 def requesting(answering: Opened, in_flight: int, name: str) -> Case:
     """Seconds for a request and its reply, `in_flight` at once."""
 
     async def case(count: int) -> Figures:
+        each = max(1, count // in_flight)
         async with answering() as request:
 
             async def ask() -> None:
-                for _ in range(count // in_flight):
+                for _ in range(each):
                     await request(DATA)
 
             begin = _clock()
             await asyncio.gather(*(ask() for _ in range(in_flight)))
-            return {name: (_clock() - begin) / (count // in_flight * in_flight)}
+            return {name: (_clock() - begin) / (each * in_flight)}
 
     return case
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks._drivers._child import Case, Handle, Send, common, serve
+from benchmarks._drivers._child import Case, Handle, Send, beside, common, serve
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -26,9 +26,8 @@ async def _listening(handle: Handle) -> AsyncIterator[Send]:
     async def send(data: dict[str, Any]) -> None:
         await queue.put(_encode(data))
 
-    consumer = asyncio.ensure_future(consume())
-    yield send
-    consumer.cancel()
+    async with beside(consume()):
+        yield send
 
 
 @asynccontextmanager
@@ -48,9 +47,8 @@ async def _answering() -> AsyncIterator[Send]:
         await queue.put((_encode(data), reply))
         return _decode(await reply)
 
-    consumer = asyncio.ensure_future(consume())
-    yield request
-    consumer.cancel()
+    async with beside(consume()):
+        yield request
 
 
 CASES: dict[str, Case] = common(_listening, _answering, None)
