@@ -16,7 +16,16 @@ from ._deliver import current_message
 from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
-from .errors import AmbError, EncodeError, MessageTooLarge, NoResponders, RemoteError, RequestTimeout, Unavailable
+from .errors import (
+    AmbError,
+    BusClosed,
+    EncodeError,
+    MessageTooLarge,
+    NoResponders,
+    RemoteError,
+    RequestTimeout,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from ._handlers import Handler
@@ -51,6 +60,13 @@ class Asked:
         self._refused += 1
         if self.answers and len(self.answers) + self._refused >= self._wanted:
             self.finish()
+
+    def abandon(self) -> None:
+        """No more answers can come."""
+        if self.answers:
+            self.finish()
+        elif not self.done.done():
+            self.done.set_exception(BusClosed(f"the bus was disconnected before a reply from {self.topic!r} came"))
 
     def finish(self) -> None:
         """Wait no longer."""
@@ -171,9 +187,10 @@ class Requests:
                 await feed.settle([Settlement(incoming.token, "ack") for incoming in batch])
 
     async def close(self) -> None:
-        """Stop taking answers; who still waits gets none. The next request opens the inbox again."""
+        """Stop taking answers: who still waits gets what has come, or BusClosed. The next request opens the
+        inbox again."""
         for asked in self._asked.values():
-            asked.finish()
+            asked.abandon()
         if self._inbox_scope is not None:
             self._inbox_scope.cancel()
             await self._closed.wait()
