@@ -337,8 +337,10 @@ class Consumer:
         else:
             again.local = True
             if not delivery.local:
-                delivery.verdict = "ack"
-                self.pending.append(delivery)
+                # The broker is told of another one: this one's verdict stays what the handler made it.
+                self.open[delivery.incoming.token] = told = Delivery(delivery.incoming, self, delivery.tick, "ack")
+                self.pending.append(told)
+                delivery.settled = True
 
         def due() -> None:
             self._held.discard(again)

@@ -182,7 +182,7 @@ async def G7_everything_is_restored(t: Target) -> None:
     await bus.subscribe(t.topic("a.#"), wild)
     await bus.subscribe(t.topic("a.*"), shared, **t.group())
     await bus.subscribe(t.topic("bad"), fail, **t.group())
-    await bus.subscribe(t.topic("ask"), answer)
+    await t.answering(bus, t.topic("ask"), answer)
     assert (await bus.request(t.topic("ask"), "before", timeout=10)).data == "before"
     await t.control.stop()
     await t.control.start()
