@@ -90,7 +90,7 @@ async def K3_ten_times_in_parallel(t: Target) -> None:
     from .._runner import run_case
 
     failures: list[str] = []
-    limit = anyio.CapacityLimiter(t.scaled(30, 10))
+    limit = anyio.CapacityLimiter(100 if t.capabilities.single_process else t.scaled(30, 10))
 
     async def run(id: str) -> None:
         async with limit:
