@@ -11,6 +11,7 @@ from ... import Message
 from .._case import case
 from .._ledger import Seen
 from .._target import Target
+from .._wait import eventually
 
 
 def _per_key(seen: list[Seen]) -> dict[str | None, list[Any]]:
