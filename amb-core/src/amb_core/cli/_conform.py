@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Callable
+from itertools import count
 
 import click
 
@@ -15,6 +18,7 @@ from ._exit import CommandFailed, ExitCode
     epilog=examples(
         "amb conform memory",
         "amb conform redis --url redis://localhost:6379/9",
+        "amb conform 'memory://?lease=1'              # cases wait for leases to end: a short one is quicker",
         "amb conform acme --only A --only D7         # a section, a case",
         "amb conform redis --json > report.json",
     )
@@ -41,10 +45,21 @@ def conform(broker: str, url: str | None, ids: tuple[str, ...], jobs: int, as_js
     log_from(logging.CRITICAL)  # cases fail on purpose; what matters is in the table
     value = MessageBus(broker, broker_url=url).broker
     note(f"running the conformance cases against {describe(value)}")
-    report = testing.conform(value, ids=ids or None, jobs=jobs)
+    report = testing.conform(value, ids=ids or None, jobs=jobs, on_outcome=_progress())
     if as_json:
         echo_json({**report.summary(), "outcomes": report.outcomes})
     else:
         click.echo(report.table())
     if not report.ok:
         raise CommandFailed(f"{len(report.ids('failed'))} case(s) failed: {' '.join(report.ids('failed'))}")
+
+
+def _progress() -> Callable[[object], None]:
+    """Counts the cases that have ended, for somebody who looks at a terminal."""
+    ended = count(1)
+
+    def told(outcome: object) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{next(ended)} cases have ended ", nl=False, err=True)
+
+    return told
