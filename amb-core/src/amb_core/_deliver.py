@@ -65,7 +65,7 @@ class Delivery(msgspec.Struct, eq=False):
         if self.verdict is None:
             self.owner.processor.check_delay(delay)
             self.settle(verdict, delay, reason)
-            if self.running:
+            if not self.owner.aborted:  # else nobody is left to tell the broker
                 self.owner.flush_soon()
         elif self.verdict != verdict:
             raise AlreadySettled(
