@@ -75,8 +75,11 @@ class Session:
                 await _end(process)
 
     async def _command(self, step: Step, may_fail: bool) -> None:
-        with anyio.fail_after(_WITHIN):
-            done = await anyio.run_process(["bash", "-c", step.command], check=False, stderr=subprocess.STDOUT)
+        try:
+            with anyio.fail_after(_WITHIN):
+                done = await anyio.run_process(["bash", "-c", step.command], check=False, stderr=subprocess.STDOUT)
+        except TimeoutError:
+            raise AssertionError(f"$ {step.command}\ndid not end within {_WITHIN:g} s") from None
         self._status, printed = done.returncode, _plain(done.stdout.decode())
         assert may_fail or done.returncode == 0, f"$ {step.command}\n{printed}\nended in {done.returncode}"
         assert not step.expected or matches(step.expected, printed), (
@@ -88,9 +91,13 @@ class Session:
         process = await anyio.open_process(["bash", "-c", f"exec {step.command[:-1]} 2>&1"])
         assert process.stdout is not None
         printed = ""
-        with anyio.fail_after(_WITHIN):
-            while not printed or (step.expected and not matches(step.expected.strip() + "...", printed)):
-                printed += _plain((await process.stdout.receive()).decode())
+        try:
+            with anyio.fail_after(_WITHIN):
+                while not printed or (step.expected and not matches(step.expected.strip() + "...", printed)):
+                    printed += _plain((await process.stdout.receive()).decode())
+        except (TimeoutError, anyio.EndOfStream):
+            await _end(process)
+            raise AssertionError(f"$ {step.command}\nsaid\n{printed}\nthe page says:\n{step.expected}") from None
         return process
 
 
