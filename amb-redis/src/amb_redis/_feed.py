@@ -275,17 +275,21 @@ class StreamFeed:
             self._ready[topic.name] = topic
 
     async def _aside(self, topics: Sequence[Topic], limit: int) -> list[Incoming]:
-        """Read over a pooled connection, beside a read that waits, or on a node of a Cluster."""
+        """Read over pooled connections, beside a read that waits, or on the nodes of a Cluster."""
+        self._ready |= {topic.name: topic for topic in topics[limit:]}
+        now, share = time.monotonic(), max(1, limit // max(1, len(topics)))
+        reads = [self._reader.read([topic], share, now) for topic in topics[:limit]]
         found = list[Incoming]()
-        for topic in topics:
-            if len(found) < limit:
-                read = self._reader.read([topic], limit - len(found), time.monotonic())
-                # Cancelled after the server has granted them, they would be lost for a lease.
-                with anyio.CancelScope(shield=True):
-                    read.replies = await self._servers.call([(topic.base, c) for c in read.commands], "receive")
+        # Cancelled after the server has granted them, they would be lost for a lease.
+        with anyio.CancelScope(shield=True):
+            try:
+                calls = [(read.topics[0].base, read.commands[0]) for read in reads]
+                for read, reply in zip(reads, await self._servers.call(calls, "receive"), strict=True):
+                    read.replies.append(reply)
                     found += await self._digest(read)
-            else:
-                self._ready[topic.name] = topic
+            except BaseException:
+                self._stash += found
+                raise
         return found
 
     async def _poll(self, limit: int, wait: bool, until: float) -> list[Incoming]:
