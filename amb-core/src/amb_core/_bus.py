@@ -27,6 +27,7 @@ from ._retry import DeadLetterQueue, RetryPolicy
 from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
 from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
+from .concurrency import bounded_rest
 from .errors import CircuitOpen, NoResponders, PartialFailure, RequestTimeout
 from .serializer import Serializer
 from .topics import compile_pattern, validate_pattern
@@ -228,7 +229,7 @@ class MessageBus:
             except PartialFailure as failure:
                 raise failure.errors[0] from None
             else:
-                await self.publisher.patiently((outgoing,), sending, blocked)
+                await self.publisher.patiently((outgoing,), bounded_rest(sending, blocked, self.publisher.timeout))
         host.stats.published += 1
         return outgoing.headers["amb-id"]
 
@@ -532,10 +533,13 @@ def _names(what: object, subscription: Subscription) -> bool:
 
 
 def _message_options(message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
+    # NORMAL is also what a Message has that says nothing: then its header ``priority`` counts.
+    silent = message.priority is MessagePriority.NORMAL
     own = {
-        "id": message.id or None, "headers": message.headers, "priority": message.priority, "ttl": message.ttl,
-        "sender": message.sender, "key": message.key, "trace_id": message.trace_id,
+        "id": message.id or None, "headers": message.headers, "priority": None if silent else message.priority,
+        "ttl": message.ttl, "sender": message.sender, "key": message.key, "trace_id": message.trace_id,
         "correlation_id": message.correlation_id, "reply_to": message.reply_to, "metadata": message.metadata,
+        "timestamp": message.timestamp or None,
     }  # fmt: skip
     return own | {name: value for name, value in options.items() if value is not None}
 

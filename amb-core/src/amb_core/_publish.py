@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,8 +31,16 @@ from ._message import (
     MessagePriority,
 )  # fmt: skip
 from .broker import Capabilities, Outgoing
-from .concurrency import Future, Wakeup, new_future, resume
-from .errors import BackpressureError, ConnectionLost, MessageTooLarge, PartialFailure, PublishUnknown, Unavailable
+from .concurrency import Future, Wakeup, bounded, new_future
+from .errors import (
+    AmbError,
+    BackpressureError,
+    ConnectionLost,
+    MessageTooLarge,
+    PartialFailure,
+    PublishUnknown,
+    Unavailable,
+)
 from .serializer import Serializer
 from .topics import validate_topic
 
@@ -56,7 +63,7 @@ class Publisher:
         self, serializer: Serializer, capabilities: Capabilities, host: Host, sender: str | None, timeout: float
     ) -> None:
         self._encode = serializer.encode
-        self._capabilities, self._host, self._sender, self._timeout = capabilities, host, sender, timeout
+        self._capabilities, self._host, self._sender, self.timeout = capabilities, host, sender, timeout
         _check_texts({"sender": sender})
         self._prefix = os.urandom(6).hex() + "-"
         self._count = count(1)
@@ -103,13 +110,15 @@ class Publisher:
         reply_to: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         delay: float | None = None,
+        timestamp: float | None = None,
         confirm: bool = False,
     ) -> Outgoing:
         """The message as it travels. Raises: ValueError, TypeError, EncodeError, MessageTooLarge."""
         validate_topic(topic)
         body, content_type = self._encode(data)
         now = time.time()
-        wire = {ID: id or self.new_id(), TIME: str(time.time_ns()), CONTENT_TYPE: content_type}
+        stamp = time.time_ns() if timestamp is None else round(timestamp * 1e9)
+        wire = {ID: id or self.new_id(), TIME: str(stamp), CONTENT_TYPE: content_type}
         if headers:
             check_headers(headers)
             wire.update(headers)
@@ -132,9 +141,12 @@ class Publisher:
         outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
         if ttl is not None:
             outgoing.expires = now + _positive("ttl", ttl)
-            wire[TTL], wire[EXPIRES] = f"{ttl:g}", f"{outgoing.expires:.6f}"
+            wire[TTL], wire[EXPIRES] = f"{ttl:.15g}", f"{outgoing.expires:.6f}"
         if delay:
             outgoing.not_before = now + _positive("delay", delay)
+            longest = self._capabilities.max_delay
+            if longest is not None and delay > longest:
+                raise ValueError(f"the broker delays at most {longest:g} s, not {delay:g} s: keep the message yourself")
         self._check_limits(outgoing)
         return outgoing
 
@@ -160,43 +172,33 @@ class Publisher:
         if not self._direct:
             await self._put(outgoing)
             return
-        sending = (host.connection or await host.connection_up(self._timeout)).send((outgoing,))
-        try:
-            blocked = sending.send(None)
-        except StopIteration:
-            return
-        except PartialFailure as failure:
-            raise failure.errors[0] from None
-        await self.patiently((outgoing,), sending, blocked)
+        connection = host.connection or await host.connection_up(self.timeout)
+        await self.patiently((outgoing,), bounded(connection.send((outgoing,)), self.timeout))
 
-    async def patiently(self, batch: Sequence[Outgoing], sending: Coroutine[Any, Any, None], blocked: object) -> None:
-        """The rest of a send within this process that has to wait (`blocked` is what it yielded), at most the publish
-        timeout. Only this rest pays for a deadline. Raises as `send`."""
-        with anyio.move_on_after(self._timeout):
-            try:
-                await resume(sending, blocked, copy_context())
-            except PartialFailure as failure:
-                if len(batch) == 1:
-                    raise failure.errors[0] from None
-                raise
-            return
-        error = BackpressureError if len(batch) == 1 else PublishUnknown  # some of a batch may have gone through
-        raise error(
-            f"{len(batch)} message(s) for {batch[0].topic!r} had no room within {self._timeout:g} s: consume faster, "
-            "or give the broker a longer queue or the bus a longer publish_timeout"
-        )
+    async def patiently(self, batch: Sequence[Outgoing], sending: Coroutine[Any, Any, None]) -> None:
+        """Await a bounded send within this process. Raises as `send`."""
+        try:
+            await sending
+        except PartialFailure as failure:
+            if len(batch) == 1:
+                raise failure.errors[0] from None
+            raise
+        except AmbError:  # some are also a TimeoutError
+            raise
+        except TimeoutError:
+            error = BackpressureError if len(batch) == 1 else PublishUnknown  # some of a batch may have gone through
+            raise error(
+                f"{len(batch)} message(s) for {batch[0].topic!r} had no room within {self.timeout:g} s: consume faster, "
+                "or give the broker a longer queue or the bus a longer publish_timeout"
+            ) from None
 
     async def send_all(self, batch: Sequence[Outgoing]) -> None:
         """As `send`, for several. Raises: PartialFailure with the index of each that failed."""
         if not self._host.ready:
             await self._host.ensure()
         if self._direct:
-            sending = (self._host.connection or await self._host.connection_up(self._timeout)).send(batch)
-            try:
-                blocked = sending.send(None)
-            except StopIteration:
-                return
-            await self.patiently(batch, sending, blocked)
+            connection = self._host.connection or await self._host.connection_up(self.timeout)
+            await self.patiently(batch, bounded(connection.send(batch), self.timeout))
             return
         errors: dict[int, Exception] = {}
         for index, future in enumerate([self._put(outgoing) for outgoing in batch]):
@@ -209,7 +211,7 @@ class Publisher:
 
     def _put(self, outgoing: Outgoing) -> Future[None]:
         future: Future[None] = new_future()
-        self._queue.append((outgoing, future, time.monotonic() + self._timeout))
+        self._queue.append((outgoing, future, time.monotonic() + self.timeout))
         self._wakeup.set()
         return future
 
@@ -258,13 +260,13 @@ class Publisher:
         deadline = min((entry[2] for entry in batch), default=0.0)
         try:
             connection = await self._host.connection_up(max(0.0, deadline - time.monotonic()))
-            with anyio.fail_after(self._timeout):
+            with anyio.fail_after(self.timeout):
                 await connection.send([entry[0] for entry in batch])
         except PartialFailure as failure:
             errors = failure.errors
         except TimeoutError as error:
             unknown = PublishUnknown(
-                f"the broker did not answer within {self._timeout:g} s: the message may or may not have been accepted"
+                f"the broker did not answer within {self.timeout:g} s: the message may or may not have been accepted"
             )
             unknown.__cause__ = error
             errors = dict.fromkeys(range(len(batch)), unknown)

@@ -107,7 +107,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     delivery_count: Literal["none", "envelope", "native"] = "none"
     #: ``retry`` settlements with a delay, and publishing with ``not_before``.
     delay: Literal["none", "emulated", "native"] = "none"
-    #: The longest delay in seconds; None: no limit. The core splits longer ones.
+    #: The longest delay in seconds; None: no limit. The core refuses longer ones.
     max_delay: float | None = None
     #: Delivery order: none; per ``key`` for sources with ``ordered_by``; total per topic.
     order: Literal["none", "key", "topic"] = "none"
