@@ -117,7 +117,8 @@ class Host:
 
     def _update_ready(self) -> None:
         self.ready = self.connection is not None and not self._pending_live and self.state in ("up", "stopping")
-        in_process = self.ready and self.broker.capabilities.single_process
+        # Only asyncio: see `concurrency.bounded`.
+        in_process = self.ready and self.broker.capabilities.single_process and self._task is not None
         self.direct = self.connection.send if in_process and self.connection is not None else None
 
     async def start(self) -> None:

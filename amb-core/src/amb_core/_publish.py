@@ -188,8 +188,8 @@ class Publisher:
         except TimeoutError:
             error = BackpressureError if len(batch) == 1 else PublishUnknown  # some of a batch may have gone through
             raise error(
-                f"{len(batch)} message(s) for {batch[0].topic!r} had no room within {self.timeout:g} s: consume faster, "
-                "or give the broker a longer queue or the bus a longer publish_timeout"
+                f"{len(batch)} message(s) for {batch[0].topic!r} had no room within {self.timeout:g} s: consume "
+                "faster, or give the broker a longer queue or the bus a longer publish_timeout"
             ) from None
 
     async def send_all(self, batch: Sequence[Outgoing]) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Future", "Wakeup", "absorb_cancellation", "drive", "new_future", "resume"]
+import anyio
+
+__all__ = ["Future", "Wakeup", "absorb_cancellation", "bounded", "bounded_rest", "drive", "new_future", "resume"]
 
 T = TypeVar("T")
 
@@ -132,15 +134,42 @@ async def drive(coroutine: Coroutine[Any, Any, T], context: Context, suspended: 
     return await resume(coroutine, trap, context)
 
 
+async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Await `coroutine`, at most so long; on asyncio one that never has to wait pays for no timer.
+
+    Raises: TimeoutError."""
+    if _running_loop() is None:
+        with anyio.fail_after(seconds):
+            return await coroutine
+    try:
+        trap = coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    return await bounded_rest(coroutine, trap, seconds)
+
+
+async def bounded_rest(coroutine: Coroutine[Any, Any, T], trap: object, seconds: float) -> T:
+    """As `bounded`, for a coroutine that was started by hand on asyncio and has yielded `trap`."""
+    from asyncio import timeout
+
+    # Not a cancel scope: the coroutine may be inside one of its own by now, and scopes must nest.
+    async with timeout(seconds):
+        return await resume(coroutine, trap, None)
+
+
+def _here(function: Callable[..., Any], argument: Any = None) -> Any:
+    return function(argument)
+
+
 @types.coroutine
-def resume(coroutine: Coroutine[Any, Any, T], trap: object, context: Context) -> Generator[Any, Any, T]:
-    """Await the rest of a coroutine that was started by hand and has yielded `trap`."""
-    run = context.run
+def resume(coroutine: Coroutine[Any, Any, T], trap: object, context: Context | None) -> Generator[Any, Any, T]:
+    """Await the rest of a coroutine that was started by hand and has yielded `trap`; None: in the current context."""
+    run = _here if context is None else context.run
     while True:
         try:
             sent = yield trap
         except GeneratorExit:
-            run(coroutine.close)
+            coroutine.close() if context is None else context.run(coroutine.close)
             raise
         except BaseException as error:
             step: Callable[[Any], Any] = coroutine.throw
