@@ -68,6 +68,7 @@ class MemoryFeed:
         """See `amb_core.broker.Feed`. Never suspends."""
         held, queue = self._held, self._queue
         errors: dict[int, Exception] = {}
+        released: list[Entry] = []
         for index, outcome in enumerate(outcomes):
             entry: Entry = outcome.token  # type: ignore[assignment]  # if it is held, it is one
             if held.pop(entry, None) is None:
@@ -76,18 +77,18 @@ class MemoryFeed:
                 entry.settled = True
                 if entry.holds_key:
                     queue.next_of_key(entry)
+            elif outcome.verdict == "release":
+                released.append(entry)
             else:
-                self._return(entry, outcome)
+                attempt = max(entry.attempt, outcome.attempt) + 1
+                queue.retry(entry, attempt, monotonic() + outcome.delay if outcome.delay > 0 else None)
+        if len(released) > 1:
+            released.sort(key=lambda entry: -entry.number)
+        for entry in released:  # each goes to the front: the oldest last
+            queue.put_back(entry, entry.attempt)
+            entry.settled = True
         if errors:
             raise PartialFailure(errors)
-
-    def _return(self, entry: Entry, outcome: Settlement) -> None:
-        if outcome.verdict == "release":
-            self._queue.put_back(entry, entry.attempt)
-            entry.settled = True
-        else:
-            attempt = max(entry.attempt, outcome.attempt) + 1
-            self._queue.retry(entry, attempt, monotonic() + outcome.delay if outcome.delay > 0 else None)
 
     async def extend(self, tokens: Sequence[Token]) -> None:
         """See `amb_core.broker.ExtendsLease`. Never suspends."""
