@@ -24,7 +24,7 @@ from tests.servers.redis import RedisServer, alone  # noqa: E402
 
 COUNTS = {
     "publish": 5_000,
-    "consume": 5_000,
+    "consume": 10_000,
     "broadcast": 5_000,
     "one at a time": 500,
     "request": 500,

@@ -37,7 +37,7 @@ async def _emptied() -> Redis:
 
 
 def _broker() -> Any:
-    return RedisBroker(sys.argv[1], logger=None)
+    return RedisBroker(sys.argv[1], logger=None, max_connections=4 * AT_ONCE)
 
 
 @asynccontextmanager

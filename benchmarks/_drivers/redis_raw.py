@@ -60,17 +60,20 @@ async def _waiting(count: int, handle: Handle) -> AsyncIterator[None]:
     async with _client() as client:
         await _add(client, count)
         await client.xgroup_create(TOPIC, _GROUP, id="0")
-        async with beside(_consume(client, handle)):
-            yield
+        ended = asyncio.Event()
+        consumer = asyncio.ensure_future(_consume(client, handle, ended))
+        yield
+        ended.set()
+        await consumer
 
 
-async def _consume(client: Redis, handle: Handle) -> None:
+async def _consume(client: Redis, handle: Handle, ended: asyncio.Event) -> None:
     done: Sequence[bytes] = ()
-    while True:
+    while not ended.is_set():
         pipeline = client.pipeline(transaction=False)
         if done:
             pipeline.xack(TOPIC, _GROUP, *done)
-        pipeline.xreadgroup(_GROUP, "c", {TOPIC: ">"}, count=_BATCH, block=1000)
+        pipeline.xreadgroup(_GROUP, "c", {TOPIC: ">"}, count=_BATCH, block=100)
         streams = (await pipeline.execute())[-1]
         entries = streams[0][1] if streams else ()
         for _, fields in entries:
