@@ -18,8 +18,9 @@ from . import _scripts
 from ._errors import NATIVE, translate
 from ._lanes import Lane, Topic
 from ._leases import Leases
-from ._links import Link, Servers, checked
+from ._links import Link, checked
 from ._reads import Read, Reader
+from ._servers import Servers
 from ._wire import Names
 
 if TYPE_CHECKING:
@@ -162,13 +163,16 @@ class StreamFeed:
             raise translate(error, f"receive from {self.source.pattern!r}") from error
 
     async def _receive(self, limit: int, wait: bool, until: float) -> Sequence[Incoming]:
+        if not wait:
+            self._looked = 0.0  # a topic that was new just before this call counts too
         while not self._stash:
+            old = self._asked is not None  # its answer may be older than what was published before this call
             found = await self._step(limit, wait, until)
             if found:
                 if len(found) <= limit:
                     return found
                 self._stash = found
-            elif time.monotonic() >= until or (not wait and self._idle):
+            elif time.monotonic() >= until or (not wait and self._idle and not old):
                 return []
         found, self._stash = self._stash[:limit], self._stash[limit:]
         return found
