@@ -14,6 +14,7 @@ from .._registry import Entry
 from ..errors import PluginError
 from ._common import Suggesting, examples
 from ._exit import MEANINGS, report
+from ._signals import abrupt
 
 #: Command: its module here, the attribute in it, its line in ``amb --help``. Loaded when it runs.
 BUILT_IN = {
@@ -105,11 +106,12 @@ def amb() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``amb``; returns the exit code. Never raises."""
-    try:
-        code = amb.main(args=None if arguments is None else list(arguments), prog_name="amb", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    except BaseException as error:
-        return report(error)
-    return code if isinstance(code, int) else 0
+    with abrupt():
+        try:
+            code = amb.main(args=None if arguments is None else list(arguments), prog_name="amb", standalone_mode=False)
+            sys.stdout.flush()
+        except click.exceptions.Exit as end:
+            return end.exit_code
+        except BaseException as error:
+            return report(error)
+        return code if isinstance(code, int) else 0

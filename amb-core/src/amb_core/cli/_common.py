@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -19,6 +18,7 @@ from .. import Message, MessageBus, MessagePriority
 from .._advice import did_you_mean
 from ..broker import Broker
 from ._exit import debugging
+from ._signals import graceful
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Suggesting(click.Group):
 
 def run(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     """Run `work` to its end on asyncio. Ctrl-C and SIGTERM cancel it, let it clean up, then raise KeyboardInterrupt."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    graceful()
     return anyio.run(work, *arguments)
 
 

@@ -12,6 +12,7 @@ import click
 from .. import MessageBus
 from ._common import describe, echo_json, examples, json_option, log_from, note
 from ._exit import CommandFailed, ExitCode
+from ._signals import graceful
 
 
 @click.command(
@@ -42,6 +43,7 @@ def conform(broker: str, url: str | None, ids: tuple[str, ...], jobs: int, as_js
             f"the conformance kit needs {error.name!r}, which is not installed: pip install 'amb-core[testing]'",
             ExitCode.NOT_FOUND,
         ) from error
+    graceful()
     log_from(logging.CRITICAL)  # cases fail on purpose; what matters is in the table
     value = MessageBus(broker, broker_url=url).broker
     note(f"running the conformance cases against {describe(value)}")

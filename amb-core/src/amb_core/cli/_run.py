@@ -17,6 +17,7 @@ from .._advice import did_you_mean
 from ._common import SECONDS, describe, examples, hand_down, note
 from ._exit import CommandFailed, ExitCode, report
 from ._reload import RELOAD, Guard, wait_for_change
+from ._signals import graceful
 from ._workers import Crew
 
 
@@ -52,6 +53,7 @@ def run(
     MODULE is found from the current folder. --broker and --url count for a program that does not name its
     broker itself.
     """
+    graceful()
     hand_down(broker, url)
     sys.path.insert(0, os.getcwd())
     if child is not None:

@@ -1,0 +1,161 @@
+"""The demo: the same agents in one process and in six, with books that balance, or an exit code that says no."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amb_core.cli._exit import ExitCode
+
+from tests.cli._amb import amb, marked, none_left, started
+
+from .conftest import COMMITS, DEAD, FILES, git
+
+SAID = {
+    "agents.work.file": FILES,
+    "agents.work.commit": COMMITS,
+    "agents.finding": FILES + COMMITS - len(DEAD),
+    "agents.reader.done": 1,
+    "agents.governor.done": 1,
+}
+
+
+def check(summary: dict[str, Any]) -> None:
+    """What must hold wherever the agents run."""
+    assert {topic: summary["topics"][topic]["count"] for topic in SAID} == SAID
+    assert (summary["announced"], summary["handled"]) == (FILES + COMMITS, FILES + COMMITS - len(DEAD))
+    assert {re.sub("commit .{9} ", "commit ", dead["name"]) for dead in summary["dead"]} == DEAD
+    assert summary["topics"]["(dead letters)"]["count"] == len(DEAD)
+    # The long file and the merge succeed when looked at again; the first commit never does.
+    assert (summary["retries"]["succeeded"], summary["retries"]["failed"]) == (2, 2)
+    assert summary["topics"]["agents.review.panel"]["count"] >= 1
+    assert summary["topics"]["agents.review.one"]["count"] >= 1
+    assert summary["reviews"] == 3 == summary["latencies"]["review: asked → answered"]["count"]
+    assert summary["orders"] == (FILES + COMMITS) // 20 + 1 == summary["topics"]["agents.report"]["count"]
+    assert summary["latencies"]["work: announced → begun"]["count"] > 0
+    assert summary["latencies"]["order: given → begun"]["p95_ms"] > 0
+    assert (summary["lost"], summary["unheard"], summary["orders_lost"]) == ([], [], 0)
+
+
+def test_in_memory_everything_is_accounted_for(repository: Path) -> None:
+    done = amb("demo", "--input", str(repository), "--json")
+    summary = json.loads(done.out)
+    check(summary)
+    assert done.code == 0
+    assert "together in one process, on InMemoryBroker" in done.err
+    assert max(order["overtook"] for order in summary["overtaking"]) > 10, "orders overtake the backlog"
+
+
+def test_on_redis_the_same_agents_work_in_processes_of_their_own(repository: Path, redis: dict[str, str]) -> None:
+    mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
+    done = amb("demo", "--input", str(repository), "--json", env=redis | dict([mark.split("=")]))
+    assert done.code == 0, done.err
+    check(json.loads(done.out))
+    assert "in 6 processes, on RedisBroker" in done.err
+    assert none_left(mark)
+
+
+def test_the_summary_for_people_shows_counts_retries_dead_letters_and_latencies(repository: Path) -> None:
+    shown = amb("demo", "--input", str(repository)).out
+    assert re.search(rf"agents\.work\.file +{FILES} +[\d.]+ ms +[\d.]+ ms", shown)
+    assert "Retries: 4 (2 led to success, 2 to a dead letter)" in shown
+    assert (
+        re.search(r"Dead letters: 3\n.*broken\.py: SyntaxError: .*\(1 attempt\)", shown) or "broken.py: Syntax" in shown
+    )
+    assert re.search(r"orders on the CRITICAL lane overtook \d+ waiting pieces of work", shown)
+    assert shown.splitlines()[-1].startswith("Account: 68 announced = 65 handled + 3 dead letters + 0 lost")
+
+
+def test_a_folder_without_history_gives_its_files_alone(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository, tmp_path / "plain", ignore=shutil.ignore_patterns(".git"))
+    done = amb("demo", "--input", "plain", "--json", cwd=tmp_path)
+    summary = json.loads(done.out)
+    assert (done.code, summary["announced"], "agents.work.commit" in summary["topics"]) == (0, FILES, False)
+    assert "no history" in done.err
+
+
+@pytest.mark.parametrize("kind", ["no commits", "empty"])
+def test_odd_folders(kind: str, tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    if kind == "empty":
+        done = amb("demo", "--input", str(tmp_path))
+        assert done.code == ExitCode.NOT_FOUND
+        assert "neither commits nor files" in done.complaint
+    else:
+        (tmp_path / "a.txt").write_text("one\n")
+        summary = json.loads(amb("demo", "--input", str(tmp_path), "--json").out)
+        assert (summary["announced"], summary["handled"]) == (1, 1)
+
+
+def test_work_that_somebody_takes_and_does_not_do_is_lost_aloud(
+    repository: Path, redis: dict[str, str], tmp_path: Path
+) -> None:
+    thief = ("subscribe", "agents.work.*", "--group", "analysts", "--count", "2", "--json")
+    with started(*thief, log=tmp_path / "thief", env=redis) as running:
+        running.until("subscribed to")
+        done = amb("demo", "--input", str(repository), "--patience", "6", env=redis)
+        taken = [json.loads(running.line()) for _ in range(2)]
+    assert done.code == ExitCode.FAILED
+    work = [message["data"]["path"] for message in taken if message["topic"] == "agents.work.file"]
+    orders = sum(message["topic"] == "agents.work.order" for message in taken)
+    assert f"LOST, neither handled nor a dead letter: {len(work)}" in done.out or not work
+    assert all(f"  file {path}\n" in done.out for path in work)
+    assert (f"LOST: {orders} orders were not obeyed" in done.out) == bool(orders)
+    assert "the account does not balance" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["memory", "redis"])
+def test_it_can_be_ended_any_time_and_leaves_no_process(
+    where: str, how: signal.Signals, redis: dict[str, str], tmp_path: Path
+) -> None:
+    for number in range(3000):
+        (tmp_path / f"m{number}.txt").write_text("word\n")
+    mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
+    env = dict([mark.split("=")]) | (redis if where == "redis" else {})
+    with started(
+        "demo", "--input", str(tmp_path), "--limit", "3000", "-v", log=tmp_path.parent / f"{where}{how}", env=env
+    ) as running:
+        running.until("agents (together|in 6 processes)")
+        if where == "redis":
+            running.until(r"\d+ announced")
+            assert len(marked(mark)) >= 6
+        code, seconds = running.end(how)
+        assert code == ExitCode.INTERRUPTED, running.said
+        assert seconds < 2.5
+        assert none_left(mark, within=0.5)
+        assert "Traceback" not in running.said
+
+
+def test_a_process_that_dies_ends_the_demo_with_one_line(redis: dict[str, str], tmp_path: Path) -> None:
+    for number in range(3000):
+        (tmp_path / f"m{number}.txt").write_text("word\n")
+    mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
+    env = redis | dict([mark.split("=")])
+    with started("demo", "--input", str(tmp_path), "--limit", "3000", log=tmp_path.parent / "log", env=env) as running:
+        running.until(r"\d+ announced")
+        victim = next(pid for pid in marked(mark) if b"reviewer" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(victim, signal.SIGKILL)
+        assert running.process.wait(20) == ExitCode.FAILED
+        assert running.said.splitlines()[-1] == "amb: the process of the reviewer ended early with code -9"
+        assert none_left(mark)
+
+
+def test_an_unreachable_broker_is_one_line_and_its_code(repository: Path) -> None:
+    done = amb("demo", "--input", str(repository), env={"AMB_BROKER": "redis", "AMB_REDIS_URL": "redis://127.0.0.1:1"})
+    assert (done.code, done.out) == (ExitCode.UNREACHABLE, "")
+    assert "127.0.0.1:1" in done.err.splitlines()[-1]
+    assert len(done.err.splitlines()) == 3
+
+
+def test_a_misspelt_broker_is_corrected() -> None:
+    done = amb("demo", env={"AMB_BROKER": "rediss"})
+    assert done.code == ExitCode.NOT_FOUND
+    assert "did you mean 'redis'" in done.complaint
