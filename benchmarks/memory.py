@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks._peers import Contestant, children  # noqa: E402
 from benchmarks._rounds import Budget, arguments, finish, measure, report  # noqa: E402
