@@ -14,8 +14,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks._peers import Contestant, children  # noqa: E402
-from benchmarks._rounds import Budget, arguments, finish, measure, report  # noqa: E402
+from benchmarks._peers import Contestant, children
+from benchmarks._rounds import Budget, arguments, finish, measure, report
 
 FLOOR = Contestant("floor", "floor")
 AMB = Contestant("amb", "amb")

@@ -15,12 +15,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import redis  # noqa: E402
+import redis
 
-from benchmarks._peers import Contestant, children  # noqa: E402
-from benchmarks._rounds import Budget, arguments, finish, measure, report  # noqa: E402
-from tests.servers.process import MissingServer  # noqa: E402
-from tests.servers.redis import RedisServer, alone  # noqa: E402
+from benchmarks._peers import Contestant, children
+from benchmarks._rounds import Budget, arguments, finish, measure, report
+from tests.servers.process import MissingServer
+from tests.servers.redis import RedisServer, alone
 
 COUNTS = {
     "publish": 5_000,
