@@ -17,9 +17,11 @@ from amb_core.errors import AmbError, NoResponders, PartialFailure, PublishUnkno
 from . import _scripts
 from ._errors import translate
 from ._feed import StreamFeed
-from ._links import Command, Reply, Servers, checked, servers
+from ._links import Command, Reply, checked
 from ._pubsub import PubSubFeed
 from ._replay import replay
+from ._servers import Servers
+from ._topology import servers
 from ._trim import Trimmer
 from ._wire import Names, entry_fields, is_inbox, lane_of, to_frame
 

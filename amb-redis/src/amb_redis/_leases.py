@@ -12,7 +12,8 @@ from amb_core.errors import AmbError, LeaseLost, PartialFailure
 from . import _scripts
 from ._errors import translate
 from ._lanes import Delivery, Lane, Topic
-from ._links import Command, Reply, Servers, checked
+from ._links import Command, Reply, checked
+from ._servers import Servers
 
 __all__ = ["Leases"]
 

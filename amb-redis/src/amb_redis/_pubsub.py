@@ -12,7 +12,8 @@ from amb_core.errors import AmbError, Unavailable
 from amb_core.topics import is_pattern
 
 from ._errors import NATIVE, translate
-from ._links import Link, Reply, Servers, checked
+from ._links import Link, Reply, checked
+from ._servers import Servers
 from ._wire import Names, from_frame
 
 if TYPE_CHECKING:

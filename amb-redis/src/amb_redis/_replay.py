@@ -11,7 +11,7 @@ from amb_core.errors import ConfigurationError
 from amb_core.topics import compile_pattern, is_pattern
 
 from . import _scripts
-from ._links import Servers
+from ._servers import Servers
 from ._wire import Names, from_entry
 
 __all__ = ["replay"]

@@ -11,7 +11,7 @@ from amb_core.broker import Outgoing
 from amb_core.topics import compile_pattern
 
 from . import _scripts
-from ._links import Servers
+from ._servers import Servers
 from ._wire import Names, is_inbox, lane_of
 
 if TYPE_CHECKING:
