@@ -111,7 +111,7 @@ async def _restricted(secure: servers.SecureRedis, broker: RedisBroker, namespac
         username=secure.username, password=secure.password,
     )  # fmt: skip
     with admin:
-        admin.execute_command("ACL", "SETUSER", namespace, *rules)
+        admin.execute_command("ACL", "SETUSER", namespace, *rules)  # type: ignore[no-untyped-call]
     return msgspec.structs.replace(broker, username=namespace, password="open")
 
 

@@ -37,6 +37,12 @@ def secure_redis() -> Iterator[redis.SecureRedis]:
     yield from _provide(redis.secure())
 
 
+@pytest.fixture
+def redis_sentinel() -> Iterator[redis.RedisSentinel]:
+    """A master and a replica under a Sentinel. For one test: after a failover they have changed places."""
+    yield from _provide(redis.sentinel())
+
+
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[redis.RedisCluster]:
     """A Redis Cluster of three masters."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -42,6 +43,16 @@ class SecureRedis(msgspec.Struct, frozen=True):
     limited_password: str = "battery-staple"
 
 
+class RedisSentinel(msgspec.Struct, frozen=True):
+    """A master and its replica, watched by a Sentinel under the name ``mymaster``."""
+
+    address: tuple[str, int]
+    master: tuple[str, int]
+    replica: tuple[str, int]
+    master_process: Server
+    replica_process: Server
+
+
 class RedisCluster(msgspec.Struct, frozen=True):
     """Three masters that share the slots."""
 
@@ -53,7 +64,7 @@ class RedisCluster(msgspec.Struct, frozen=True):
 def alone(url: str | None = None) -> Iterator[RedisServer]:
     """One server; the one at `url` if there is a url."""
     if url:
-        options = redis.connection.parse_url(url)
+        options = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
         yield RedisServer(url, options.get("host", "localhost"), options.get("port", 6379))
         return
     with _folder() as folder:
@@ -95,6 +106,45 @@ def secure() -> Iterator[SecureRedis]:
 
 
 @contextmanager
+def sentinel() -> Iterator[RedisSentinel]:
+    """A master, its replica, and one Sentinel that lets the replica take over after a second of silence."""
+    with ExitStack() as stack:
+        ports = free_ports(3)
+        folders = [stack.enter_context(_folder()) for _ in ports]
+        master = _server(folders[0], ports[0])
+        replica = _server(folders[1], ports[1], "--replicaof", "127.0.0.1", str(ports[0]))
+        (folders[2] / "sentinel.conf").write_text(
+            f"bind 127.0.0.1\nport {ports[2]}\ndir {folders[2]}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
+            "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 5000\n"
+        )
+        stack.enter_context(running(master, replica))
+        _until_replicating(ports[1])
+        watcher = _server(folders[2], ports[2], command=("sentinel.conf", "--sentinel"))
+        stack.enter_context(running(watcher))
+        _until_watching(ports[2])
+        yield RedisSentinel(("127.0.0.1", ports[2]), ("127.0.0.1", ports[0]), ("127.0.0.1", ports[1]), master, replica)
+
+
+def _until_replicating(port: int) -> None:
+    with redis.Redis(port=port) as client:
+        _until(lambda: client.info("replication")["master_link_status"] == "up", "the replica does not follow")
+
+
+def _until_watching(port: int) -> None:
+    with redis.Redis(port=port) as client:
+        _until(lambda: client.sentinel_master("mymaster")["num-slaves"] == 1, "the Sentinel does not know the replica")
+
+
+def _until(done: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        if time.monotonic() > deadline:
+            raise RuntimeError(otherwise)
+        time.sleep(0.05)
+
+
+@contextmanager
 def cluster() -> Iterator[RedisCluster]:
     """Three masters."""
     with ExitStack() as stack:
@@ -113,31 +163,32 @@ def _join(ports: list[int]) -> None:
     clients = [redis.Redis(port=port) for port in ports]
     edges = [0, 5461, 10923, 16384]
     for index, client in enumerate(clients):
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", edges[index], edges[index + 1] - 1)
-        client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", edges[index], edges[index + 1] - 1)  # type: ignore[no-untyped-call]
+        client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)  # type: ignore[no-untyped-call]
         if index:
-            client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])  # type: ignore[no-untyped-call]
     for client in clients:
         _until_joined(client)
         client.close()
 
 
 def _until_joined(client: redis.Redis) -> None:
-    import time
-
-    deadline = time.monotonic() + 20
-    while True:
-        info = client.execute_command("CLUSTER", "INFO")
+    def joined() -> bool:
+        info = client.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
         text = info if isinstance(info, dict) else dict(line.split(":") for line in info.decode().split())
-        if text["cluster_state"] == "ok" and text["cluster_known_nodes"] == "3":
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the Redis cluster does not come together: {text}")
-        time.sleep(0.05)
+        return bool(text["cluster_state"] == "ok" and text["cluster_known_nodes"] == "3")
+
+    _until(joined, "the Redis cluster does not come together")
 
 
-def _server(folder: Path, port: int, *options: str, client: redis.Redis | None = None) -> Server:
-    command = [program("redis-server", _PACKAGE), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+def _server(
+    folder: Path,
+    port: int,
+    *options: str,
+    client: redis.Redis | None = None,
+    command: tuple[str, ...] = (),
+) -> Server:
+    command = command or ("--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "", *options)
     client = client or redis.Redis(port=port, socket_timeout=1)
 
     def answers() -> bool:
@@ -148,7 +199,7 @@ def _server(folder: Path, port: int, *options: str, client: redis.Redis | None =
         finally:
             client.close()
 
-    return Server([*command, "--save", "", *options], folder, answers)
+    return Server([program("redis-server", _PACKAGE), *command], folder, answers)
 
 
 @contextmanager
