@@ -197,7 +197,7 @@ class Processor:
         if (self._wildcard or FOR_GROUP in headers) and self._is_not_ours(incoming.topic, headers):
             delivery.settle("ack")
             return None
-        if EXPIRES in headers and (number(headers[EXPIRES]) or time.time()) < time.time():
+        if EXPIRES in headers and _is_past(headers[EXPIRES]):
             self._consumer.host.stats.expired += 1
             delivery.settle("discard", reason="expired")
             return None
@@ -270,6 +270,11 @@ class Processor:
         else:
             log.warning("%s: %s: %s; next try in %.3g s", what, type(error).__name__, error, delay)
             delivery.settle("retry", min(delay, self._max_delay or delay), error=error)
+
+
+def _is_past(text: str) -> bool:
+    moment = number(text)
+    return moment is not None and moment < time.time()
 
 
 def _reason(error: BaseException, attempt: int) -> str:

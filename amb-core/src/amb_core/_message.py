@@ -9,6 +9,7 @@ import enum
 import json
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Protocol
 
 import msgspec
@@ -332,7 +333,7 @@ def read_envelope(incoming: Incoming) -> Envelope:
         get(ID) or incoming.position or "",
         {name: value for name, value in headers.items() if not name.startswith(PREFIX) and name != CONTENT_TYPE},
         _metadata(get(METADATA)),
-        Timestamp((number(get(TIME)) or 0.0) / 1e9),
+        _timestamp(get(TIME)),
         _BY_NAME.get(get(PRIORITY, "normal"), NORMAL),
         get(SENDER),
         get(CORRELATION),
@@ -347,13 +348,22 @@ def read_envelope(incoming: Incoming) -> Envelope:
 
 
 def number(text: str | None) -> float | None:
-    """A header's number; None if there is none."""
+    """A header's number; None if there is none, or an infinite one."""
     if text is None:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if isfinite(value) else None
+
+
+def _timestamp(text: str | None) -> Timestamp:
+    """Nanoseconds as seconds. Divided as integers: a float would already have lost the last digits."""
+    try:
+        return Timestamp(int(text or "0") / 10**9)
+    except (ValueError, OverflowError):
+        return Timestamp(0.0)
 
 
 def _metadata(text: str | None) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class Publisher:
         validate_topic(topic)
         body, content_type = self._encode(data)
         now = time.time()
-        stamp = time.time_ns() if timestamp is None else round(timestamp * 1e9)
+        # In two parts: the whole in nanoseconds is more than a float holds exactly.
+        stamp = time.time_ns() if timestamp is None else int(timestamp) * 10**9 + round(timestamp % 1 * 1e9)
         wire = {ID: id or self.new_id(), TIME: str(stamp), CONTENT_TYPE: content_type}
         if headers:
             check_headers(headers)
