@@ -26,7 +26,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> bytes:
-        return base64.b64decode(self.body_base64) if self.body is None else self.body.encode()
+        return base64.b64decode(self.body_base64 or "") if self.body is None else self.body.encode()
 
     def outgoing(self, **changed: str) -> Outgoing:
         """The message as a client of any language would send it."""

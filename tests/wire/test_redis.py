@@ -21,7 +21,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def _native(name: str) -> dict[str, Any]:
+def _native(name: str) -> dict[bytes, Any]:
     """What the golden message is in Redis, as docs/wire-format.md says."""
     golden = load(name)
     fields: dict[bytes, Any] = {b"body": golden.bytes, b"headers": golden.headers}
