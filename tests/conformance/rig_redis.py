@@ -19,13 +19,14 @@ __all__ = ["cluster", "pubsub", "streams"]
 
 #: Seconds. Long enough that a busy machine extends leases in time, short enough to watch them run out.
 LEASE = 1.5
+ABSENT = {"strict": "a topic is made by its first message: there is none to be missing"}
 
 
 class Power:
     """`amb_core.testing.Control` over server processes."""
 
-    def __init__(self, processes: Sequence[Server]) -> None:
-        self._processes = processes
+    def __init__(self, processes: Sequence[Server], ready: Callable[[], None] = lambda: None) -> None:
+        self._processes, self._ready = processes, ready
 
     async def stop(self) -> None:
         """See `Control.stop`."""
@@ -38,6 +39,7 @@ class Power:
     async def start(self) -> None:
         """See `Control.start`."""
         await self._each(Server.start)
+        await anyio.to_thread.run_sync(self._ready)
 
     def freeze(self) -> None:
         """See `Control.freeze`."""
@@ -58,31 +60,41 @@ class Power:
 def streams() -> Iterator[Rig]:
     """Redis Streams on a server that writes everything to disk, and one with TLS and users."""
     with servers.alone() as server, servers.secure() as secure:
-        yield _rig("redis", server, secure, use_streams=True)
+        yield from _rig("redis", server, secure, use_streams=True)
 
 
 @contextmanager
 def pubsub() -> Iterator[Rig]:
     """Plain pub/sub."""
     with servers.alone() as server, servers.secure() as secure:
-        yield _rig("redis-pubsub", server, secure, use_streams=False)
+        yield from _rig("redis-pubsub", server, secure, use_streams=False)
 
 
 @contextmanager
 def cluster() -> Iterator[Rig]:
-    """Streams on three masters that share the slots. What needs a single address is left out."""
+    """Streams on three masters that share the slots."""
     with servers.cluster() as three:
-        broker = RedisBroker(cluster_nodes=[f"redis://{host}:{port}" for host, port in three.nodes], lease=LEASE)
+        nodes = [f"redis://{host}:{port}" for host, port in three.nodes]
+        broker = RedisBroker(cluster_nodes=nodes, lease=LEASE, response_timeout=4.0)
+        clients = [native.Redis(port=port) for _, port in three.nodes]
+        for client in clients:
+            client.execute_command("ACL", "SETUSER", "known", "on", ">open")  # type: ignore[no-untyped-call]
         host, port = three.nodes[0]
         yield Rig(
             name="redis-cluster",
             make=lambda: broker,
+            control=Power(three.processes, lambda: servers.until_joined([port for _, port in three.nodes])),
+            impostor=lambda: msgspec.structs.replace(broker, username="known", password="wrong-secret"),
+            restricted=lambda namespace: _restricted(clients, broker, namespace),
             capped=lambda cap: msgspec.structs.replace(broker, stream_max_len=cap),
             destroy=_destroyer(lambda: native.RedisCluster(host=host, port=port)),
+            absent=ABSENT | {"proxy": "the nodes of a Cluster say themselves where they are, so a proxy is passed by"},
         )
+        for client in clients:
+            client.close()
 
 
-def _rig(name: str, server: servers.RedisServer, secure: servers.SecureRedis, *, use_streams: bool) -> Rig:
+def _rig(name: str, server: servers.RedisServer, secure: servers.SecureRedis, *, use_streams: bool) -> Iterator[Rig]:
     assert server.process is not None
     # A short patience: a frozen server must be noticed within a case.
     broker = RedisBroker(server.url, use_streams=use_streams, lease=LEASE, response_timeout=4.0)
@@ -90,27 +102,29 @@ def _rig(name: str, server: servers.RedisServer, secure: servers.SecureRedis, *,
         f"rediss://{secure.host}:{secure.port}/0",
         username=secure.username, password="wrong-secret", ssl_ca_certs=secure.ca, use_streams=use_streams, lease=LEASE,
     )  # fmt: skip
-    return Rig(
+    admin = native.Redis(
+        host=secure.host, port=secure.port, ssl=True, ssl_ca_certs=secure.ca,
+        username=secure.username, password=secure.password,
+    )  # fmt: skip
+    yield Rig(
         name=name,
         make=lambda: broker,
         control=Power([server.process]),
         address=(server.host, server.port),
         through=lambda host, port: msgspec.structs.replace(broker, url=f"redis://{host}:{port}/0"),
         impostor=lambda: guarded,
-        restricted=lambda namespace: _restricted(secure, guarded, namespace),
+        restricted=lambda namespace: _restricted([admin], guarded, namespace),
         capped=(lambda cap: msgspec.structs.replace(broker, stream_max_len=cap)) if use_streams else None,
         destroy=_destroyer(lambda: native.Redis(port=server.port)) if use_streams else None,
+        absent=ABSENT if use_streams else ABSENT | {"capped": "pub/sub keeps nothing that could be too much"},
     )
+    admin.close()
 
 
-async def _restricted(secure: servers.SecureRedis, broker: RedisBroker, namespace: str) -> Broker:
-    rules = ["reset", "on", ">open", "+@all", "-@dangerous", "~amb:{topics}*", f"~amb:{{{namespace}.open.*"]
-    rules += [f"&amb:ch:{namespace}.open.*", "&amb:in:*"]
-    admin = native.Redis(
-        host=secure.host, port=secure.port, ssl=True, ssl_ca_certs=secure.ca,
-        username=secure.username, password=secure.password,
-    )  # fmt: skip
-    with admin:
+async def _restricted(admins: Sequence[native.Redis], broker: RedisBroker, namespace: str) -> Broker:
+    rules = ["reset", "on", ">open", "+@all", "-@dangerous", "+cluster|slots", "+cluster|shards"]
+    rules += ["~amb:{topics}*", f"~amb:{{{namespace}.open.*", f"&amb:ch:{namespace}.open.*", "&amb:in:*"]
+    for admin in admins:
         admin.execute_command("ACL", "SETUSER", namespace, *rules)  # type: ignore[no-untyped-call]
     return msgspec.structs.replace(broker, username=namespace, password="open")
 

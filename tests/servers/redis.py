@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -152,7 +152,8 @@ def cluster() -> Iterator[RedisCluster]:
         servers = []
         for port in ports:
             folder = stack.enter_context(_folder())
-            servers.append(_server(folder, port, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+            servers.append(_server(folder, port, *options, "--appendonly", "yes", "--appendfsync", "always"))
         stack.enter_context(running(*servers))
         _join(ports)
         yield RedisCluster(tuple(("127.0.0.1", port) for port in ports), tuple(servers))
@@ -167,9 +168,15 @@ def _join(ports: list[int]) -> None:
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)  # type: ignore[no-untyped-call]
         if index:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])  # type: ignore[no-untyped-call]
-    for client in clients:
-        _until_joined(client)
         client.close()
+    until_joined(ports)
+
+
+def until_joined(ports: Sequence[int]) -> None:
+    """Return when each node knows that the others have their slots. Raises: RuntimeError after 20 s."""
+    for port in ports:
+        with redis.Redis(port=port) as client:
+            _until_joined(client)
 
 
 def _until_joined(client: redis.Redis) -> None:

@@ -17,7 +17,7 @@ from redis import exceptions as native
 __all__ = ["NATIVE", "translate"]
 
 #: What the client library raises when it talks to a server.
-NATIVE = (native.RedisError, OSError, TimeoutError)
+NATIVE = (native.RedisError, native.RedisClusterException, OSError, TimeoutError)
 
 _BY_TYPE: tuple[tuple[type[Exception], type[AmbError], str], ...] = (
     (native.AuthenticationError, AuthenticationError, "check the user name and password"),
@@ -45,6 +45,9 @@ def translate(error: BaseException, doing: str, *, unknown: bool = False) -> Amb
     `unknown`: the command had been written, so a broken link leaves the outcome open."""
     if isinstance(error, AmbError):
         return error
+    if isinstance(error, native.RedisClusterException) and error.__cause__ is not None:
+        # "No reachable node": the cause says why.
+        error = error.__cause__
     text = str(error) or type(error).__name__
     # A script reports the errors of its commands with their codes, but not always as their types.
     for code, kind, advice in _BY_CODE:

@@ -108,6 +108,8 @@ async def run_case(rig: Rig, case: Case, *, check_files: bool = True) -> Outcome
         await _attempt(rig, case, check_files)
     except Exception as error:
         single = innermost(error)
+        if isinstance(single, LacksFixture) and (reason := rig.has_no(str(single))):
+            return Outcome(case.id, "refused", reason, time.monotonic() - began)
         if isinstance(single, LacksFixture) and not rig.complete:
             return Outcome(case.id, "unavailable", f"the rig has no {single!s}", time.monotonic() - began)
         return Outcome(case.id, "failed", explain(single), time.monotonic() - began)
