@@ -35,8 +35,8 @@ COUNTS = {
 SLOW = {"idle": 1, "ten patterns": 1, "many patterns": 1}
 
 BUDGETS = [
-    Budget("publish to handler, one at a time", "e2e", "floor", at_most=1.5),
-    Budget("the same until the publisher goes on", "cycle", "floor", plain=True),
+    Budget("publish until handled, one at a time", "cycle", "floor", at_most=1.5),
+    Budget("of that, until the handler starts", "e2e", "floor", plain=True),
     Budget("request, one at a time", "request", "floor", at_most=1.5),
     Budget("pump, one subscriber", "pump", "floor", at_most=3),
     Budget("request, 64 in flight", "requests", "floor", at_most=2),
@@ -44,10 +44,10 @@ BUDGETS = [
     Budget("one of 10,000 patterns, against one of 10", "many patterns", "amb", at_most=2, other="ten patterns"),
     Budget("publish, nobody subscribed", "publish", "amb-core 0.1.0", at_least=3),
     Budget("pump, one subscriber", "pump", "amb-core 0.1.0", at_least=3),
-    Budget("publish to handler, one at a time", "e2e", "amb-core 0.1.0"),
+    Budget("publish until handled, one at a time", "cycle", "amb-core 0.1.0"),
     Budget("request, one at a time", "request", "amb-core 0.1.0"),
     Budget("request, 64 in flight", "requests", "amb-core 0.1.0", at_least=2),
-    Budget("publish to handler, one at a time", "e2e", "FastStream"),
+    Budget("publish until handled, one at a time", "cycle", "FastStream"),
     Budget("pump, one subscriber", "pump", "FastStream"),
     Budget("request, one at a time", "request", "FastStream"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -32,22 +33,38 @@ async def _listening(handle: Handle) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def _answering() -> AsyncIterator[Send]:
-    queue: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue(1000)
+    """A reply is a message: it has a queue and a consumer of its own, which wakes the one who asked. Nobody asks without
+    an end to the waiting."""
+    requests: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(1000)
+    replies: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(1000)
+    waiting: dict[int, asyncio.Future[Any]] = {}
+    number = count()
 
     async def handle(data: Any) -> Any:
         return data
 
-    async def consume() -> None:
+    async def answer() -> None:
         while True:
-            body, reply = await queue.get()
-            reply.set_result(_encode(await handle(_decode(body))))
+            key, body = await requests.get()
+            await replies.put((key, _encode(await handle(_decode(body)))))
+
+    async def collect() -> None:
+        while True:
+            key, body = await replies.get()
+            waiting.pop(key).set_result(_decode(body))
 
     async def request(data: dict[str, Any]) -> Any:
-        reply = asyncio.get_running_loop().create_future()
-        await queue.put((_encode(data), reply))
-        return _decode(await reply)
+        loop = asyncio.get_running_loop()
+        key, reply = next(number), loop.create_future()
+        waiting[key] = reply
+        too_late = loop.call_later(30.0, reply.set_exception, TimeoutError())
+        await requests.put((key, _encode(data)))
+        try:
+            return await reply
+        finally:
+            too_late.cancel()
 
-    async with beside(consume()):
+    async with beside(answer(), collect()):
         yield request
 
 
