@@ -340,7 +340,7 @@ class Consumer:
                 # The broker is told of another one: this one's verdict stays what the handler made it.
                 self.open[delivery.incoming.token] = told = Delivery(delivery.incoming, self, delivery.tick, "ack")
                 self.pending.append(told)
-                delivery.settled = True
+            delivery.settled = True
 
         def due() -> None:
             self._held.discard(again)

@@ -86,14 +86,17 @@ async def D3_nack_brings_the_original_again(t: Target) -> None:
         message.metadata["m"] = "changed"
         if message.attempt < 3:
             await message.nack()
+        returned.append(message.attempt)
 
+    returned: list[int] = []
     bus, alone, shared = t.bus(), t.recorder("ungrouped", None, spoil), t.recorder("the group", "workers", spoil)
     await bus.subscribe(t.topic("jobs"), alone)
     if t.capabilities.groups:
         await bus.subscribe(t.topic("jobs"), shared, group="workers")
     fields: dict[str, Any] = {"headers": {"x": "y"}, "metadata": {"m": 1}, "key": "k"}
     await t.ledger.publish(bus, t.topic("jobs"), {"list": [1]}, **fields)
-    for seen in [alone, shared] if t.capabilities.groups else [alone]:
+    everybody = [alone, shared] if t.capabilities.groups else [alone]
+    for seen in everybody:
         await seen.reaches(3, t.patience)
         await seen.stays_at(3, t.watch)
         assert len(set(seen.ids)) == 1 and seen.attempts == [1, 2, 3], (
@@ -105,6 +108,7 @@ async def D3_nack_brings_the_original_again(t: Target) -> None:
                 f"{seen.name}, attempt {one.attempt}: data {one.message.data}"
             )
             assert one.message.key == "k", f"{seen.name}, attempt {one.attempt}: key {one.message.key}"
+    assert sorted(returned) == sorted([1, 2, 3] * len(everybody)), f"awaiting nack() returned in attempts {returned}"
 
 
 @case("D4", needs="retry_delay", within=90)
