@@ -33,7 +33,7 @@ async def _listening(handle: Handle) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def _answering() -> AsyncIterator[Send]:
-    """A reply is a message: it has a queue and a consumer of its own, which wakes the one who asked. Nobody asks without
+    """A reply is a message: it has a queue and a consumer of its own, which wakes who asked. Nobody asks without
     an end to the waiting."""
     requests: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(1000)
     replies: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(1000)
