@@ -131,6 +131,19 @@ async def test_a_responder_that_returns_what_cannot_be_sent_fails_the_request_at
     assert caught.value.type == "EncodeError"
 
 
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "\ud800 lone"], ids=["long", "not UTF-8"])
+async def test_an_error_whose_text_cannot_be_sent_reaches_the_caller_all_the_same(text: str) -> None:
+    async with MessageBus() as bus:
+
+        @bus.responder("fails")
+        async def handler(request: Message) -> object:
+            raise Wrong(text)
+
+        with pytest.raises(RemoteError, match="Wrong") as caught:
+            await bus.request("fails", 1, timeout=10)
+    assert len(caught.value.text) <= 4000
+
+
 @pytest.mark.parametrize("error", [Wrong("no"), SystemExit(3)], ids=lambda e: type(e).__name__)
 async def test_a_responder_that_raises_reaches_its_caller_at_once(error: BaseException) -> None:
     async with MessageBus() as bus:

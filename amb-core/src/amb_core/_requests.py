@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("amb")
 _INBOX_PAUSE = 0.2
 _INBOX_BATCH = 1000
+_LONGEST_ERROR = 4000
 
 
 class Asked:
@@ -281,7 +282,8 @@ class Requests:
         return msgspec.structs.replace(handler, call=call)
 
     async def _tell(self, request: Message, error: BaseException) -> None:
-        await self.reply_error(request, str(error), type(error).__name__)
+        text = str(error)[:_LONGEST_ERROR].encode(errors="replace").decode()  # so that this at least can be sent
+        await self.reply_error(request, text, type(error).__name__)
         request.ack()  # the caller knows: no retry, no dead letter
 
 
