@@ -193,9 +193,8 @@ def _original(incoming: Incoming) -> Outgoing:
     headers = {
         k: v for k, v in incoming.headers.items() if not k.startswith("amb-dead-") and k not in (EXPIRES, "amb-ttl")
     }
-    group = incoming.headers.get("amb-dead-group")
-    if group:
-        headers[FOR_GROUP] = group
+    # Empty: those without a group. The groups have handled it, or have dead letters of their own.
+    headers[FOR_GROUP] = incoming.headers.get("amb-dead-group", "")
     return Outgoing(
         incoming.headers[DEAD_TOPIC], incoming.body, headers, incoming.key, priority_of(headers), None, None, True
     )
