@@ -100,7 +100,7 @@ def test_work_that_somebody_takes_and_does_not_do_is_lost_aloud(
     thief = ("subscribe", "agents.work.*", "--group", "analysts", "--count", "2", "--json")
     with started(*thief, log=tmp_path / "thief", env=redis) as running:
         running.until("subscribed to")
-        done = amb("demo", "--input", str(repository), "--patience", "6", env=redis)
+        done = amb("demo", "--input", str(repository), "--patience", "3", env=redis)
         taken = [json.loads(running.line()) for _ in range(2)]
     assert done.code == ExitCode.FAILED
     work = [message["data"]["path"] for message in taken if message["topic"] == "agents.work.file"]

@@ -18,18 +18,20 @@ INTERVAL = 0.5
 
 
 class Guard(threading.Thread):
-    """Sends SIGTERM to its own process when the time has come; the bus then drains as for anybody's SIGTERM."""
+    """Sends SIGTERM to its own process when the time has come; the bus then drains as for anybody's SIGTERM.
+
+    To be made early, so that it knows the parent, and started when the program is loaded, so that it knows the files."""
 
     def __init__(self, reload: bool) -> None:
         super().__init__(name="amb-guard", daemon=True)
-        self._reload = reload
+        self._reload, self._parent = reload, os.getppid()
         #: A source file has changed.
         self.changed = False
 
     def run(self) -> None:
         """The thread."""
-        parent, before = os.getppid(), _times(loaded_files()) if self._reload else {}
-        while os.getppid() == parent:
+        before = _times(loaded_files()) if self._reload else {}
+        while os.getppid() == self._parent:
             time.sleep(INTERVAL)
             if self._reload:
                 now = _times(loaded_files())
@@ -41,10 +43,10 @@ class Guard(threading.Thread):
 
 
 def wait_for_change(error: BaseException) -> None:
-    """Block until a loaded source file, or one that `error` came from, changes."""
-    files = {*loaded_files(), *_blamed(error)}
+    """Block until a loaded source file, or one that `error` came from, changes, or the parent is gone."""
+    files, parent = {*loaded_files(), *_blamed(error)}, os.getppid()
     before = _times(files)
-    while _times(files) == before:
+    while _times(files) == before and os.getppid() == parent:
         time.sleep(INTERVAL)
 
 

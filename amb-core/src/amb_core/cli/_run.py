@@ -69,9 +69,10 @@ def run(
 def _work(target: str, reload: bool, child: int) -> None:
     """One worker process. Ends when its parent is gone; with `reload`, when a source file changes."""
     guard = Guard(reload)
-    guard.start()
     try:
-        _serve(load(target), target, single=child == 0)
+        bus = load(target)
+        guard.start()
+        _serve(bus, target, single=child == 0)
     except Exception as error:
         if not reload:
             raise
@@ -89,12 +90,26 @@ def _serve(bus: MessageBus, target: str, single: bool) -> None:
     if single and bus.capabilities.single_process:
         note("this broker lives inside one process: other programs, and further workers, do not see its messages")
 
-    async def serve() -> None:
-        await bus.connect()
-        note(f"{target} is live on {describe(bus.broker)}, process {os.getpid()}; Ctrl-C or SIGTERM drains and ends it")
-        await bus.run_forever()
+    live = False
 
-    anyio.run(serve)
+    async def serve() -> None:
+        nonlocal live
+        await bus.connect()
+        try:
+            live = True
+            note(
+                f"{target} is live on {describe(bus.broker)}, process {os.getpid()}; Ctrl-C or SIGTERM drains and ends it"
+            )
+            await bus.run_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await bus.disconnect()
+
+    try:
+        anyio.run(serve)
+    except KeyboardInterrupt:  # it came before `run_forever` listened for it
+        if not live:
+            raise
 
 
 def load(target: str) -> MessageBus:

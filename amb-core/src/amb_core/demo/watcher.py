@@ -14,6 +14,8 @@ from .messages import Commit, Done, File, Finding, Manifest, Obeyed
 from .rollcall import answer_as
 
 DEAD_LETTERS = "demo-dead-letters"
+#: Seconds that all the agents together may take to start.
+START = 30.0
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ class Watcher:
     def __init__(self, bus: MessageBus) -> None:
         self.books = Books()
         self._balanced = anyio.Event()
-        self._last = time.monotonic()
+        self._last = time.monotonic() + START
         answer_as(bus, "watcher")
         bus.subscriber("agents.#", concurrency=1)(self.hear)
         # Wildcards never match dead letters: they have to be asked for by name.
@@ -129,12 +131,13 @@ class Watcher:
             self._balanced.set()
 
     async def finished(self, patience: float) -> bool:
-        """Wait until the books balance. False if nothing was heard for `patience` seconds before they did."""
+        """Wait until the books balance. False if nothing was heard for `patience` seconds before they did, or for
+        half a minute more at the beginning."""
         while not self._balanced.is_set():
             left = self._last + patience - time.monotonic()
             if left <= 0:
                 return False
-            with anyio.move_on_after(left):
+            with anyio.move_on_after(min(left, 1.0)):
                 await self._balanced.wait()
         return True
 
