@@ -79,6 +79,7 @@ def cluster() -> Iterator[Rig]:
         clients = [native.Redis(port=port) for _, port in three.nodes]
         for client in clients:
             client.execute_command("ACL", "SETUSER", "known", "on", ">open")  # type: ignore[no-untyped-call]
+            client.close()
         host, port = three.nodes[0]
         yield Rig(
             name="redis-cluster",
@@ -90,8 +91,6 @@ def cluster() -> Iterator[Rig]:
             destroy=_destroyer(lambda: native.RedisCluster(host=host, port=port)),
             absent=ABSENT | {"proxy": "the nodes of a Cluster say themselves where they are, so a proxy is passed by"},
         )
-        for client in clients:
-            client.close()
 
 
 def _rig(name: str, server: servers.RedisServer, secure: servers.SecureRedis, *, use_streams: bool) -> Iterator[Rig]:
@@ -118,7 +117,6 @@ def _rig(name: str, server: servers.RedisServer, secure: servers.SecureRedis, *,
         destroy=_destroyer(lambda: native.Redis(port=server.port)) if use_streams else None,
         absent=ABSENT if use_streams else ABSENT | {"capped": "pub/sub keeps nothing that could be too much"},
     )
-    admin.close()
 
 
 async def _restricted(admins: Sequence[native.Redis], broker: RedisBroker, namespace: str) -> Broker:
@@ -126,6 +124,7 @@ async def _restricted(admins: Sequence[native.Redis], broker: RedisBroker, names
     rules += ["~amb:{topics}*", f"~amb:{{{namespace}.open.*", f"&amb:ch:{namespace}.open.*", "&amb:in:*"]
     for admin in admins:
         admin.execute_command("ACL", "SETUSER", namespace, *rules)  # type: ignore[no-untyped-call]
+        admin.close()
     return msgspec.structs.replace(broker, username=namespace, password="open")
 
 
