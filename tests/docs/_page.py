@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where the pages say that Redis is.
+THEIR_REDIS = "redis://localhost:6379/0"
 _OPEN = re.compile(r"^(?P<fence>`{3,})(?P<language>\S*)(?:[ \t]+title=\"(?P<title>[^\"]+)\")?[ \t]*$")
 
 

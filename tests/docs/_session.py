@@ -1,7 +1,8 @@
 """Runs one page in a process and a folder of its own: ``python -m tests.docs._session PAGE``.
 
 Python blocks share one name space and one event loop, and may await. A block with a title is saved under that
-name. Console blocks run command by command; one that ends in ``&`` goes on until the block ends.
+name. Console blocks run command by command; one that ends in ``&`` goes on until the block ends. Where a page says
+``redis://localhost:6379/0``, the server in AMB_REDIS_URL is meant.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import msgspec
 
-from ._page import Block, Step, blocks, matches, steps
+from ._page import THEIR_REDIS, Block, Step, blocks, matches, steps
 
 _WITHIN = 30.0
 
@@ -37,7 +39,7 @@ class Session:
 
     async def run(self) -> None:
         """Run every block that can be run. Raises what a block raises, with the page's own line numbers."""
-        for block in blocks(self._page):
+        for block in map(_here, blocks(self._page)):
             if block.title:
                 path = Path(block.title)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,12 @@ async def _end(process: anyio.abc.Process) -> None:
             process.terminate()
         await process.wait()
         await process.aclose()
+
+
+def _here(block: Block) -> Block:
+    """The block with the server of this test where a reader has one of their own."""
+    server = os.environ.get("AMB_REDIS_URL", THEIR_REDIS)
+    return msgspec.structs.replace(block, text=block.text.replace(THEIR_REDIS, server))
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ._page import ROOT, blocks, pages
+from ._page import ROOT, THEIR_REDIS, blocks, pages
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -24,7 +24,7 @@ def test_a_page_does_what_it_says(name: str, tmp_path: Path, request: pytest.Fix
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AMB_")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     environment["PYTHONPATH"] = str(ROOT)
-    if "AMB_REDIS_URL" in page.read_text():
+    if re.search(rf"AMB_REDIS_URL|{THEIR_REDIS}", page.read_text()):
         environment["AMB_REDIS_URL"] = request.getfixturevalue("redis_server").url
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.docs._session", str(page)],
