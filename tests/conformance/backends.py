@@ -14,7 +14,7 @@ from . import rig_redis
 __all__ = ["BACKENDS", "memory"]
 
 #: Seconds. Long enough that a busy machine renews leases in time, short enough to watch them run out.
-LEASE = 1.0
+LEASE = 1.5
 
 
 @contextmanager
