@@ -15,6 +15,7 @@ import pytest
 from amb_core.cli._exit import ExitCode
 
 from tests.cli._amb import amb, marked, none_left, started
+from tests.servers.redis import RedisServer
 
 from .conftest import COMMITS, DEAD, FILES, git
 
@@ -25,6 +26,12 @@ SAID = {
     "agents.reader.done": 1,
     "agents.governor.done": 1,
 }
+
+
+def many(folder: Path, count: int) -> None:
+    """So many small files: work for some seconds."""
+    for number in range(count):
+        (folder / f"m{number}.txt").write_text("word\n")
 
 
 def check(summary: dict[str, Any]) -> None:
@@ -111,13 +118,27 @@ def test_work_that_somebody_takes_and_does_not_do_is_lost_aloud(
     assert "the account does not balance" in done.err.splitlines()[-1]
 
 
+def test_a_redis_that_restarts_in_the_middle_costs_nothing(own_redis_server: RedisServer, tmp_path: Path) -> None:
+    many(tmp_path, 1000)
+    env = {"AMB_BROKER": own_redis_server.url}
+    with started("demo", "--input", str(tmp_path), "--limit", "1000", log=tmp_path.parent / "away", env=env) as running:
+        running.until(r"[1-9]\d* announced")
+        assert own_redis_server.process is not None
+        own_redis_server.process.restart()
+        running.until("the broker is away")
+        running.until("the broker is back")
+        assert running.process.stdout is not None
+        account = running.process.stdout.read().splitlines()[-1]
+        assert running.process.wait(20) == 0
+    assert account.startswith("Account: 1000 announced = 1000 handled + 0 dead letters + 0 lost")
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["memory", "redis"])
 def test_it_can_be_ended_any_time_and_leaves_no_process(
     where: str, how: signal.Signals, redis: dict[str, str], tmp_path: Path
 ) -> None:
-    for number in range(3000):
-        (tmp_path / f"m{number}.txt").write_text("word\n")
+    many(tmp_path, 3000)
     mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
     env = dict([mark.split("=")]) | (redis if where == "redis" else {})
     with started(
@@ -135,8 +156,7 @@ def test_it_can_be_ended_any_time_and_leaves_no_process(
 
 
 def test_a_process_that_dies_ends_the_demo_with_one_line(redis: dict[str, str], tmp_path: Path) -> None:
-    for number in range(3000):
-        (tmp_path / f"m{number}.txt").write_text("word\n")
+    many(tmp_path, 3000)
     mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
     env = redis | dict([mark.split("=")])
     with started("demo", "--input", str(tmp_path), "--limit", "3000", log=tmp_path.parent / "log", env=env) as running:

@@ -58,7 +58,7 @@ def demo(
 
     A reader announces each; analysts in a group share the work, fail at some of it, and ask reviewers; a governor's
     orders overtake what waits; a watcher keeps the books. Ends in 0 if everything that was announced was handled
-    or is a dead letter, else in 1.
+    or is a dead letter, else in 1; in 3 if the broker is out of reach.
     """
     from ..demo import launch, source
 

@@ -20,7 +20,7 @@ INTERVAL = 0.5
 class Guard(threading.Thread):
     """Sends SIGTERM to its own process when the time has come; the bus then drains as for anybody's SIGTERM.
 
-    To be made early, so that it knows the parent, and started when the program is loaded, so that it knows the files."""
+    To be made early, when the parent is there for sure, and started when the program's files are loaded."""
 
     def __init__(self, reload: bool) -> None:
         super().__init__(name="amb-guard", daemon=True)

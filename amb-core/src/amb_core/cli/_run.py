@@ -97,9 +97,8 @@ def _serve(bus: MessageBus, target: str, single: bool) -> None:
         await bus.connect()
         try:
             live = True
-            note(
-                f"{target} is live on {describe(bus.broker)}, process {os.getpid()}; Ctrl-C or SIGTERM drains and ends it"
-            )
+            where = f"{describe(bus.broker)}, process {os.getpid()}"
+            note(f"{target} is live on {where}; Ctrl-C or SIGTERM drains and ends it")
             await bus.run_forever()
         finally:
             with anyio.CancelScope(shield=True):

@@ -58,7 +58,7 @@ async def run(bus: MessageBus, plan: Plan, say: Say) -> Summary:
     """Run the agents over `plan.source` until the books balance, or nothing more comes."""
     begin = time.monotonic()
     watcher = Watcher(bus)
-    bus.on("subscription.lost")(lambda _: say("the broker is away; waiting for it"))
+    _tell_outages(bus, say)
     together = bus.capabilities.single_process
     if together:
         for join in AGENTS.values():
@@ -107,6 +107,23 @@ async def _end(process: anyio.abc.Process) -> None:
     if process.returncode is None:
         process.kill()
         await process.wait()
+
+
+def _tell_outages(bus: MessageBus, say: Say) -> None:
+    """Say once that the broker is away, however many subscriptions notice, and once that it is back."""
+    lost: set[str] = set()
+
+    @bus.on("subscription.lost")
+    def away(subscription: str) -> None:
+        if not lost:
+            say("the broker is away; waiting for it")
+        lost.add(subscription)
+
+    @bus.on("subscription.restored")
+    def back(subscription: str) -> None:
+        lost.discard(subscription)
+        if not lost:
+            say("the broker is back")
 
 
 async def _progress(books: Books, say: Say) -> None:
