@@ -24,6 +24,8 @@ class RedisServer(msgspec.Struct, frozen=True):
     host: str
     port: int
     process: Server | None = None
+    #: The Unix socket on which it listens too, if it is ours.
+    socket: str = ""
 
 
 class SecureRedis(msgspec.Struct, frozen=True):
@@ -69,9 +71,10 @@ def alone(url: str | None = None) -> Iterator[RedisServer]:
         return
     with _folder() as folder:
         (port,) = free_ports(1)
-        server = _server(folder, port, "--appendonly", "yes", "--appendfsync", "always")
+        socket = str(folder / "redis.sock")
+        server = _server(folder, port, "--appendonly", "yes", "--appendfsync", "always", "--unixsocket", socket)
         with running(server):
-            yield RedisServer(f"redis://127.0.0.1:{port}/0", "127.0.0.1", port, server)
+            yield RedisServer(f"redis://127.0.0.1:{port}/0", "127.0.0.1", port, server, socket)
 
 
 @contextmanager

@@ -16,6 +16,9 @@ __all__ = ["MAX_BODY", "RedisBroker"]
 #: Redis takes 512 MB; a body is copied several times on its way, so this is the sensible end.
 MAX_BODY = 16 * 1024 * 1024
 
+#: What AMB sets for redis-py, because its reading depends on it.
+_OURS = {"decode_responses", "encoding", "parser_class", "protocol", "retry", "socket_timeout"}
+
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -86,6 +89,14 @@ class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigurationError("RedisBroker: give cluster_nodes or sentinel_nodes, not both")
         if self.cluster_nodes and self.db:
             raise ConfigurationError("RedisBroker: a Cluster has only database 0: leave db out")
+        if self.consumer_group and not self.use_streams:
+            raise ConfigurationError(
+                "RedisBroker: plain pub/sub has no groups: leave consumer_group out, or use streams"
+            )
+        if taken := _OURS & self.client_options.keys():
+            raise ConfigurationError(
+                f"RedisBroker: client_options must not hold {', '.join(sorted(taken))}: AMB depends on its own value"
+            )
         if not self.prefix or any(c in "{}*?[]\\^ \t\r\n" for c in self.prefix):
             raise ConfigurationError("RedisBroker: prefix must not be empty or hold braces, glob characters or spaces")
 
