@@ -48,7 +48,7 @@ def check(summary: dict[str, Any]) -> None:
     assert summary["orders"] == (FILES + COMMITS) // 20 + 1 == summary["topics"]["agents.report"]["count"]
     assert summary["latencies"]["work: announced → begun"]["count"] > 0
     assert summary["latencies"]["order: given → begun"]["p95_ms"] > 0
-    assert (summary["lost"], summary["unheard"], summary["orders_lost"]) == ([], [], 0)
+    assert (summary["ok"], summary["lost"], summary["unheard"], summary["orders_lost"]) == (True, [], [], 0)
 
 
 def test_in_memory_everything_is_accounted_for(repository: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import click
+import msgspec
 
 from ._common import SECONDS, describe, echo_json, examples, hand_down, json_option, log_from, run
 from ._exit import CommandFailed, ExitCode
@@ -58,7 +59,7 @@ def demo(
 
     A reader announces each; analysts in a group share the work, fail at some of it, and ask reviewers; a governor's
     orders overtake what waits; a watcher keeps the books. Ends in 0 if everything that was announced was handled
-    or is a dead letter, else in 1; in 3 if the broker is out of reach.
+    or is a dead letter, else in 1; in 3 if the broker is out of reach. One demo at a time on one broker.
     """
     from ..demo import launch, source
 
@@ -101,7 +102,7 @@ def _run(bus: Any, plan: Any, as_json: bool) -> None:
         assert isinstance(died, launch.AgentDied)
         raise CommandFailed(str(died), died.code if died.code > 0 else ExitCode.FAILED) from group
     if as_json:
-        echo_json(result)
+        echo_json({"ok": result.ok, **msgspec.structs.asdict(result)})
     else:
         click.echo(summary.text(result))
     if not result.ok:
