@@ -33,8 +33,9 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours without AMB's variables, and with what is given."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AMB_")} | dict(more or {})
+    """Ours without AMB's variables, and with what is given. Compiling everything each time would take the most."""
+    foreign = ("AMB_", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | dict(more or {})
 
 
 def amb(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ended:
