@@ -19,7 +19,7 @@ from ._codec import Codec
 from ._config import resolve_broker
 from ._deadletter import DeadLetter, DeadLetterBox
 from ._deliver import current_consumer
-from ._lifecycle import Host, Stats
+from ._lifecycle import Host, Stats, Supervised
 from ._message import Message, MessagePriority
 from ._publish import Publisher
 from ._requests import Requests, single
@@ -126,6 +126,7 @@ class MessageBus:
         self.host.services.append(self.publisher.run)
         self.host.prepare = self._prepare
         self.host.last_words = self._last_words
+        self.host.farewell = self._forget_all
         self._ids = count(1)
         self._declared: list[Subscription] = []
         self._live: list[Subscription] = []
@@ -153,9 +154,6 @@ class MessageBus:
         """Stop taking messages, let running handlers finish and settle within `drain_timeout`, give back
         what never started, disconnect. Idempotent, from any task. Raises what stopped the bus before."""
         await self.host.stop()
-        self._live.clear()
-        for subscription in self._declared:
-            subscription.supervised = None
 
     async def __aenter__(self) -> MessageBus:
         await self.connect()
@@ -195,8 +193,16 @@ class MessageBus:
             self._begin(subscription)
 
     async def _last_words(self) -> None:
-        await self.publisher.drain()
+        if self.host.connection is not None:
+            await self.publisher.drain()
         await self.requests.close()
+
+    def _forget_all(self) -> None:
+        """The bus has ended: declared subscriptions are not live any more, the others are no more."""
+        for subscription in (*self._live, *self._declared):
+            subscription.supervised = None
+        self._live.clear()
+        self.requests.abandon()
 
     # --- publishing
 
@@ -308,8 +314,12 @@ class MessageBus:
         BrokerUnavailable (within `connect_timeout`), BusClosed."""
         subscription = self._new_subscription(topic, handler, options)
         await self.host.ensure()
-        supervised = self._begin(subscription)
-        await self.host.wait_live(supervised)
+        supervised = self._begin(subscription, awaited=True)
+        try:
+            await self.host.wait_live(supervised)
+        except BaseException:  # cancelled, most likely: nobody will have the subscription to end it
+            self.host.retire_soon(supervised)
+            raise
         self._live.append(subscription)
         return subscription
 
@@ -336,8 +346,8 @@ class MessageBus:
         settings: Settings = settings_for(self, topic, handler, **options)
         return Subscription(f"{self.publisher.new_id()}.{next(self._ids)}", self, settings)
 
-    def _begin(self, subscription: Subscription) -> Any:
-        supervised = self.host.supervise(assemble(self, str(subscription), subscription.settings))
+    def _begin(self, subscription: Subscription, awaited: bool = False) -> Supervised:
+        supervised = self.host.supervise(assemble(self, str(subscription), subscription.settings), awaited)
         subscription.supervised = supervised
         return supervised
 
@@ -349,18 +359,19 @@ class MessageBus:
         if not found:
             raise ValueError(f"no subscription with this id, topic or handler: {what!r}")
         own = current_consumer.get()
-        for subscription in found:
-            for members in (self._live, self._declared):
-                if any(member is subscription for member in members):
-                    members.remove(subscription)
-            supervised, subscription.supervised = subscription.supervised, None
-            if supervised is None:
-                continue
-            if supervised.consumer is own:
-                supervised.consumer.stop(finish=False)
-                self.host.start_soon(self.host.retire, supervised)
-            else:
+        ending = [supervised for subscription in found if (supervised := self._forget(subscription)) is not None]
+        for supervised in ending:
+            self.host.retire_soon(supervised)
+        for supervised in ending:
+            if supervised.consumer is not own:
                 await self.host.retire(supervised)
+
+    def _forget(self, subscription: Subscription) -> Supervised | None:
+        for members in (self._live, self._declared):
+            if any(member is subscription for member in members):
+                members.remove(subscription)
+        supervised, subscription.supervised = subscription.supervised, None
+        return supervised
 
     def stream(self, topic: str, **options: Any) -> MessageStream:
         """An async iterator over a topic's messages; see `MessageStream`. Options as for `subscribe`;

@@ -85,7 +85,7 @@ class Consumer:
         self._workers = 0
         self._scopes: set[anyio.CancelScope] = set()
         self._idle: list[Wakeup] = []
-        self._quiet: Wakeup | None = None
+        self._resting: list[Future[None]] = []
 
     # --- feeds come and go
 
@@ -108,6 +108,8 @@ class Consumer:
         if self.feed is feed and self.ended is not None and not self.ended.done():
             self.feed = None
             self.ended.set_result(error)
+            if self._receiver is not None:  # it may wait for ever on a dead line
+                self._receiver.cancel()
 
     @property
     def consuming(self) -> bool:
@@ -139,7 +141,7 @@ class Consumer:
         """There may be something to do: wake or start a worker."""
         if self._idle:
             self._idle.pop().set()
-        elif self._workers < self.concurrency:
+        elif self._workers < self.concurrency and not self.aborted:
             self._workers += 1
             self.host.start_soon(self._work)
 
@@ -162,6 +164,9 @@ class Consumer:
                             await self.flush()
                         elif self._receiver is None and self.feed is not None and (slots := self._slots()) > 0:
                             delivery = await self._receive(self.feed, slots, scope)
+                            if scope.cancel_called:  # just as something came
+                                self._put_back(delivery)
+                                break
                         else:
                             await self._park(parking)
                         if delivery is None:
@@ -226,6 +231,7 @@ class Consumer:
         try:
             batch = await feed.receive(slots, not self.finishing or _tries_again(feed))
         except Exception as error:
+            self._receiver = None
             self._feed_failed(feed, error, "receiving from")
             self._dry = self.finishing
             return None
@@ -248,7 +254,15 @@ class Consumer:
                 self._into_lanes(delivery)
             else:
                 self._ready.append(delivery)
+        if self.stopping and not self.finishing:  # it came too late
+            self._forget_unstarted()
+        elif self.feed is not feed and self.by_broker:
+            self._release_unstarted()
         return self._next()
+
+    def _put_back(self, delivery: Delivery | None) -> None:
+        if delivery is not None:
+            self._lanes.push_front(priority_of(delivery.incoming.headers), delivery)
 
     def _into_lanes(self, delivery: Delivery) -> None:
         while self._ready:
@@ -295,19 +309,20 @@ class Consumer:
             return
         delivery.held_key = False
         waiting = self._busy_keys[key]
-        if waiting:
+        while waiting:
             following = waiting.popleft()
-            following.held_key = True
-            self._lanes.push_front(3, following)
-            self.kick()
-        else:
-            del self._busy_keys[key]
+            if not following.lost:
+                following.held_key = True
+                self._lanes.push_front(NORMAL, following)
+                self.kick()
+                return
+        del self._busy_keys[key]
 
     # --- settling
 
     def decided(self, delivery: Delivery) -> None:
         """Queue a delivery's verdict; a retry that the broker cannot do is kept here."""
-        if delivery.verdict == "retry":
+        if delivery.verdict == "retry" and not delivery.lost:
             self.host.stats.retried += 1
             if not self.by_broker or (delivery.delay and not self._delays):
                 self._hold(delivery)
@@ -343,6 +358,8 @@ class Consumer:
             delivery.settled = True
 
         def due() -> None:
+            if self.aborted or (self.stopping and not self.finishing):
+                return
             self._held.discard(again)
             self._lanes.push_front(priority_of(again.incoming.headers), again)
             self.kick()
@@ -378,8 +395,8 @@ class Consumer:
             while self.pending and (feed := self.feed) is not None:
                 batch, self.pending = self.pending, []
                 try:
-                    if self._some_dead:
-                        batch = await self._bury(batch)
+                    if self._some_dead and not (batch := await self._bury(batch)):
+                        continue
                     await feed.settle([delivery.settlement() for delivery in batch])
                 except PartialFailure as failure:
                     for index, error in failure.errors.items():
@@ -387,9 +404,13 @@ class Consumer:
                 except BaseException as error:
                     self.pending = [d for d in batch if not d.settled] + self.pending  # for the next feed
                     if not isinstance(error, Exception):
+                        if not self.aborted:  # whoever waited for a verdict gave up: it has to be told all the same
+                            self.flush_soon()
                         raise
                     self._feed_failed(feed, error, "settling on")
-                    break
+                    if self.feed is feed:
+                        break
+                    continue  # the next feed may have come meanwhile
                 self._carried_out(batch)
         finally:
             self._flushing = False
@@ -399,9 +420,7 @@ class Consumer:
 
     def _tell_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        _tell(waiters)
 
     def _feed_failed(self, feed: Feed, error: Exception, doing: str) -> None:
         if not isinstance(error, AmbError):
@@ -424,9 +443,16 @@ class Consumer:
     async def _bury(self, batch: list[Delivery]) -> list[Delivery]:
         """Store the dead letters among `batch`. Returns what the broker is to be told."""
         self._some_dead = False
-        dead = [delivery for delivery in batch if delivery.verdict == "dead"]
-        for kept in await self.undertaker.bury(dead, self) if dead else ():
-            self._keep(kept)
+        dead = [delivery for delivery in batch if delivery.verdict == "dead" and not delivery.buried]
+        try:
+            kept = await self.undertaker.bury(dead, self)
+        except BaseException:
+            self._some_dead = True
+            raise
+        for delivery in dead:
+            delivery.buried = True
+        for delivery in kept:
+            self._keep(delivery)
         for delivery in batch:
             if delivery.local:
                 self._close(delivery)
@@ -437,7 +463,10 @@ class Consumer:
             delivery.unsettled_again = True
             self.host.timers.call_later(SETTLE_AGAIN, lambda: self._settle_again(delivery))
             return
+        if self.source.group is None and isinstance(error, LeaseLost):
+            return  # a feed before this one handed it over: nobody else gets it, whatever became of it
         self.host.stats.settle_errors += 1
+        self.host.stats.acked -= delivery.verdict == "ack"
         what = (
             "was taken back before it was settled and comes again"
             if isinstance(error, LeaseLost)
@@ -488,7 +517,7 @@ class Consumer:
         """Receive no more; with `finish`, take what is left first if nobody else would get it."""
         feed = self.feed
         mine_alone = self.source.group is None or (isinstance(feed, KnowsPeers) and feed.last_consumer())
-        self.stopping, self.finishing = True, finish and mine_alone
+        self.stopping, self.finishing = True, finish and mine_alone and (self.finishing or not self.stopping)
         if self._receiver is not None:
             self._receiver.cancel()
         if not self.finishing:
@@ -516,9 +545,7 @@ class Consumer:
     async def quiet(self) -> None:
         """Return when no handler runs and nothing that could be started waits."""
         while self._busy():
-            self._quiet = Wakeup()
-            await self._quiet.wait()
-        self._quiet = None
+            await self._rest()
 
     def _busy(self) -> bool:
         can_start = (self._lanes.waiting or self._ready) and not self.paused and (not self.breakers or self._allowed())
@@ -527,32 +554,53 @@ class Consumer:
         trying = self.finishing and self._held and not self.paused
         return bool(self.running or can_start or looking or trying)
 
+    async def _rest(self) -> None:
+        waiter: Future[None] = new_future()
+        self._resting.append(waiter)
+        await waiter
+
     def _look_quiet(self) -> None:
-        if self._quiet is not None:
-            self._quiet.set()
+        if self._resting:
+            waiters, self._resting = self._resting, []
+            _tell(waiters)
 
     def abort(self) -> int:
         """Cancel the handlers that still run; their messages are given back. Returns how many messages
         nobody will handle because only this process knew them."""
+        if self.aborted:
+            return 0
         self.aborted = True
         for scope in list(self._scopes):
             scope.cancel()
-        left = len(self._held) + (0 if self.by_broker else len(self._lanes) + len(self._ready))
+        left = 0 if self.leased else len(self._held) + len(self._lanes) + len(self._ready)
         self._forget_unstarted()
         return left
 
     async def close(self) -> None:
         """Wait for cancelled workers to leave, then settle for the last time."""
         while self._workers:
-            self._quiet = Wakeup()
             for parked in self._idle:
                 parked.set()
-            await self._quiet.wait()
+            await self._rest()
         while self._flushing:
             waiter = new_future()
             self._waiters.append(waiter)
             await waiter
         await self.flush()
+
+    def gone(self) -> None:
+        """There will be no feed any more: whoever waits for one to be told something goes on."""
+        self.aborted, self.feed = True, None
+        for breaker in self.breakers:
+            breaker.listeners.remove(self.breaker_changed)
+        self.breakers.clear()
+        self._tell_waiters()
+
+
+def _tell(waiters: list[Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _tries_again(feed: Feed) -> bool:

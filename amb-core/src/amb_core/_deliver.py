@@ -55,6 +55,8 @@ class Delivery(msgspec.Struct, eq=False):
     lost: bool = False
     settled: bool = False
     running: bool = False
+    #: Its dead letter is stored.
+    buried: bool = False
 
     def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled:
         """See `Message.ack`. May be called from the thread of a synchronous handler."""

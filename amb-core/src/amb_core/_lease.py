@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from .broker import ExtendsLease
-from .errors import PartialFailure
+from .errors import ConnectionLost, LeaseLost, PartialFailure
 
 if TYPE_CHECKING:
     from ._consumer import Consumer
@@ -65,17 +65,23 @@ class Renewal:
             errors = failure.errors
         except Exception as error:
             log.warning("the leases on %r could not be renewed: %s", self._consumer.source.pattern, error)
-            self._consumer.host.suspect(error)
+            if isinstance(error, ConnectionLost):
+                self._consumer.fail(feed, error)
             return
         stats.lease_renewals += len(deliveries) - len(errors)
         for index, error in errors.items():
             delivery = deliveries[index]
-            if not delivery.settled:
+            if delivery.settled:
+                continue
+            lost = isinstance(error, LeaseLost)
+            log.warning(
+                "%s the lease of %s on %r: %s",
+                "lost" if lost else "could not renew",
+                delivery.incoming.headers.get("amb-id"),
+                delivery.incoming.topic,
+                error,
+            )
+            if lost:
                 stats.settle_errors += 1
-                log.warning(
-                    "lost the lease of %s on %r: %s",
-                    delivery.incoming.headers.get("amb-id"),
-                    delivery.incoming.topic,
-                    error,
-                )
                 self._consumer.lose(delivery)
+        self._consumer.kick()  # places may have become free

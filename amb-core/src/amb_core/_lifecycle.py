@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import msgspec
 
 from ._consumer import Consumer
+from ._leaving import LAST_WORDS, left_in_time
 from ._timers import Timers
-from .broker import Broker, Connection, Outgoing
+from .broker import Broker, Connection, Feed, Outgoing
 from .errors import AmbError, BrokerUnavailable, BusClosed, ConnectionLost, Unavailable
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("amb")
 #: Seconds between attempts to reach a broker: doubles from the first to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
-#: Seconds that last words to a broker (final settling, closing) may take.
-LAST_WORDS = 5.0
 
 
 class Stats(msgspec.Struct):
@@ -58,9 +58,16 @@ class Supervised:
         #: Set when the feed was live for the first time, or never will be.
         self.live = anyio.Event()
         self.gone = anyio.Event()
+        self.retired = anyio.Event()
         #: Why there is no feed now.
         self.error: BaseException | None = None
-        self.ever_live = False
+        self.ever_live = self.retiring = self.interrupted = False
+        #: The connection that its feed came from.
+        self.connection: Connection | None = None
+        #: What it waits in while it has no feed.
+        self.waiting: anyio.CancelScope | None = None
+        #: Called when it has ended.
+        self.when_gone: list[Callable[[], None]] = []
 
 
 class Host:
@@ -85,16 +92,23 @@ class Host:
         self.prepare: Callable[[], None] = lambda: None
         #: Called at the end of a drain, while the connection is still up.
         self.last_words: Callable[[], Awaitable[None]]
+        #: Called when the bus has ended, however it did.
+        self.farewell: Callable[[], None] = lambda: None
         self.fatal: BaseException | None = None
         self._group: TaskGroup
         self._task: asyncio.Task[None] | None = None
         self._pending_live: list[Supervised] = []
+        self._connecting: anyio.CancelScope | None = None
+        #: What makes sense only while the present connection lives.
+        self._bound: set[anyio.CancelScope] = set()
 
     # --- starting
 
     async def ensure(self) -> None:
         """Be connected, with every subscription asked for so far live. Raises: BusClosed, and as `start`."""
         if self.state in ("stopping", "closed") and not (self.state == "stopping" and self.connection):
+            if self.fatal is not None:
+                raise BusClosed(f"the bus stopped ({self.fatal}): mend that, then call connect()") from self.fatal
             raise BusClosed("the bus is disconnected: call connect(), or publish before leaving `async with`")
         if self.state in ("new", "starting"):
             await self.start()
@@ -153,9 +167,13 @@ class Host:
             if self._started.is_set():
                 log.exception("the bus stopped")
         finally:
-            self.state = "closed"
+            # A bus that never got through to its broker may try again when it is next used.
+            self.state = "new" if self.fatal is not None and not self._started.is_set() else "closed"
             self.connection = None
+            self._pending_live.clear()
             self._update_ready()
+            self.farewell()
+            self._up.set()
             self._started.set()
             self._ended.set()
 
@@ -165,47 +183,50 @@ class Host:
             try:
                 await self._connected_once(deadline)
                 pause = FIRST_PAUSE
-            except BrokerUnavailable as error:
-                if self.state == "starting" and (
-                    not isinstance(error, Unavailable | ConnectionLost) or anyio.current_time() + pause > deadline
-                ):
+            except Exception as error:
+                starting, late = self.state == "starting", anyio.current_time() + pause > deadline
+                if self._is_final(error, starting) or (starting and late):
                     raise
                 log.warning("%s; trying again in %.2g s", error, pause)
-            if self._stop.is_set():
-                return
             with anyio.move_on_after(pause):
                 await self._stop.wait()
             pause = min(pause * 2, LAST_PAUSE)
+        if self.state == "up":  # it ends during an outage: what runs may finish all the same
+            await self._drain()
+
+    def _is_final(self, error: Exception, starting: bool) -> bool:
+        if self._stop.is_set():
+            return not isinstance(error, BrokerUnavailable)
+        if starting:
+            return not isinstance(error, Unavailable | ConnectionLost)
+        if not isinstance(error, AmbError):
+            log.error("the backend raised what its contract does not allow", exc_info=error)
+        return isinstance(error, AmbError) and not isinstance(error, BrokerUnavailable)
 
     async def _connected_once(self, deadline: float) -> None:
-        manager = self.broker.connect()
-        connection: Connection | None = None
         until = deadline if self.state == "starting" else anyio.current_time() + self.connect_timeout
-        with anyio.CancelScope(deadline=until):
-            connection = await manager.__aenter__()
-        if connection is None:
-            raise Unavailable(
-                f"{self.broker!r} did not answer within {self.connect_timeout:g} s: "
-                "is it running, and is the address right?"
-            )
-        error: BaseException | None = None
-        try:
-            await self._while_connected(connection)
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self.connection = None
-            self._update_ready()
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + LAST_WORDS):
-                await manager.__aexit__(type(error) if error else None, error, None)
+        async with AsyncExitStack() as stack:
+            connection: Connection | None = None
+            with anyio.CancelScope(deadline=until) as self._connecting:
+                connection = await stack.enter_async_context(left_in_time(self.broker.connect()))
+            self._connecting = None
+            if connection is not None:
+                try:
+                    await self._while_connected(connection)
+                finally:
+                    self._connection_ended()
+            elif not self._stop.is_set():
+                raise Unavailable(
+                    f"{self.broker!r} did not answer within {self.connect_timeout:g} s: "
+                    "is it running, and is the address right?"
+                )
 
     async def _while_connected(self, connection: Connection) -> None:
         self._down = anyio.Event()
         self.connection = connection
         if self.state == "starting":
-            self.state = "up"
             self.prepare()
+            self.state = "up"
         else:
             self.stats.reconnects += 1
         self._up.set()
@@ -216,9 +237,15 @@ class Host:
             waiting.start_soon(_first_of, self._stop, waiting.cancel_scope)
         if self._stop.is_set():
             await self._drain()
-            return
-        self._up, self.connection = anyio.Event(), None
+
+    def _connection_ended(self) -> None:
+        """Nobody gets this connection any more, and who has it lets go of it. Harmless when repeated."""
+        if self._up.is_set():
+            self._up = anyio.Event()
+        self.connection = None
         self._update_ready()
+        for scope in self._bound:
+            scope.cancel()
         for supervised in self.supervised:
             consumer = supervised.consumer
             if consumer.feed is not None:
@@ -228,30 +255,41 @@ class Host:
         """The live connection; waits for one at most `timeout` seconds. Raises: Unavailable, BusClosed."""
         with anyio.move_on_after(timeout):
             while self.connection is None:
-                if self.state == "closed":
-                    raise BusClosed("the bus is disconnected")
+                if self.state in ("new", "closed"):
+                    raise BusClosed("the bus is disconnected: call connect()")
                 await self._up.wait()
         if self.connection is None:
             raise Unavailable(f"{self.broker!r} has been out of reach for {timeout:g} s")
         return self.connection
 
-    async def connection_gone(self) -> None:
-        """Return when the present connection is finished."""
-        await self._down.wait()
+    @contextmanager
+    def while_connected(self, connection: Connection) -> Iterator[anyio.CancelScope]:
+        """Cancels what is awaited inside when `connection` is lost."""
+        with anyio.CancelScope() as scope:
+            if connection is not self.connection:
+                scope.cancel()
+            self._bound.add(scope)
+            try:
+                yield scope
+            finally:
+                self._bound.discard(scope)
 
-    def suspect(self, error: BaseException) -> None:
-        """`error` came from the connection: make a new one if it says that this one is finished."""
-        if isinstance(error, ConnectionLost):
+    def suspect(self, error: BaseException, connection: Connection | None) -> None:
+        """`error` came from `connection`: make a new one if it says that this one is finished."""
+        if isinstance(error, ConnectionLost) and connection is not None and connection is self.connection:
+            self._connection_ended()
             self._down.set()
 
     # --- subscriptions
 
-    def supervise(self, consumer: Consumer) -> Supervised:
-        """Open a feed for `consumer`, and again whenever it ends, until it is retired."""
+    def supervise(self, consumer: Consumer, awaited: bool) -> Supervised:
+        """Open a feed for `consumer`, and again whenever it ends, until it is retired. Unless somebody has `awaited`
+        it, whatever the bus does next waits until it is live."""
         supervised = Supervised(consumer)
         self.supervised.append(supervised)
-        self._pending_live.append(supervised)
-        self._update_ready()
+        if not awaited:
+            self._pending_live.append(supervised)
+            self._update_ready()
         self.start_soon(self._supervise, supervised)
         return supervised
 
@@ -260,60 +298,97 @@ class Host:
         try:
             while not consumer.stopping:
                 error = await self._one_feed(supervised)
-                supervised.error = error
                 if error is None:
                     break
-                self.suspect(error)
+                supervised.error = error
+                self.suspect(error, supervised.connection)
                 if not isinstance(error, BrokerUnavailable) and not supervised.ever_live:
                     break  # refused for good: subscribe() raises it
                 log.warning("subscription to %r: %s; trying again in %.2g s", consumer.source.pattern, error, pause)
-                await anyio.sleep(pause)
+                with anyio.CancelScope() as supervised.waiting:
+                    await anyio.sleep(pause)
+                supervised.waiting = None
                 pause = FIRST_PAUSE if isinstance(error, ConnectionLost) else min(pause * 2, LAST_PAUSE)
         finally:
-            supervised.live.set()
-            supervised.gone.set()
             if supervised in self.supervised:
                 self.supervised.remove(supervised)
+            consumer.gone()
+            supervised.live.set()
+            supervised.gone.set()
+            for callback in supervised.when_gone:
+                callback()
 
     async def _one_feed(self, supervised: Supervised) -> BaseException | None:
         """Returns why the feed ended; None if it was asked to."""
         consumer = supervised.consumer
         error: BaseException | None = None
         try:
-            connection = await self.connection_up(float("inf"))
-            async with connection.open(consumer.source) as feed:
-                consumer.attach(feed)
-                self._became_live(supervised)
-                assert consumer.ended is not None
-                error = await consumer.ended
-                consumer.detach()
+            async with AsyncExitStack() as stack:
+                feed = await self._opened(supervised, stack)
+                if feed is not None and not consumer.stopping:
+                    consumer.attach(feed)
+                    self._became_live(supervised)
+                    assert consumer.ended is not None
+                    error = await consumer.ended
+                    consumer.detach()
+                elif not consumer.stopping:
+                    error = ConnectionLost("the connection was lost")
         except Exception as caught:
             consumer.detach()
             error = _single(caught)
             if not isinstance(error, AmbError):
                 log.exception("the backend raised what its contract does not allow")
-        if error is not None and supervised.ever_live:
+        if error is not None and supervised.ever_live and not supervised.interrupted:
+            supervised.interrupted = True
             self.emit("subscription.lost", consumer.source.id)
         return error
 
+    async def _opened(self, supervised: Supervised, stack: AsyncExitStack) -> Feed | None:
+        """A live feed; None when it is not wanted any more, or the connection was lost meanwhile."""
+        feed: Feed | None = None
+        with anyio.CancelScope() as supervised.waiting:
+            supervised.connection = connection = await self.connection_up(float("inf"))
+            with self.while_connected(connection):
+                feed = await stack.enter_async_context(left_in_time(connection.open(supervised.consumer.source)))
+        supervised.waiting = None
+        return feed if supervised.connection is self.connection else None
+
     def _became_live(self, supervised: Supervised) -> None:
-        if supervised.ever_live:
+        if supervised.interrupted:
             self.emit("subscription.restored", supervised.consumer.source.id)
-        supervised.ever_live, supervised.error = True, None
+        supervised.ever_live, supervised.interrupted, supervised.error = True, False, None
         supervised.live.set()
         if supervised in self._pending_live:
             self._pending_live.remove(supervised)
         self._update_ready()
 
     async def retire(self, supervised: Supervised) -> None:
-        """End one subscription: no new handler starts; those that run may finish within the grace time."""
-        consumer = supervised.consumer
-        consumer.stop(finish=False)
-        with anyio.move_on_after(self._drain_timeout):
-            await consumer.quiet()
-        await self._leave(supervised)
-        with anyio.move_on_after(LAST_WORDS):
-            await supervised.gone.wait()
+        """End one subscription, even if the caller is cancelled meanwhile: no new handler starts; those that run
+        may finish within the grace time."""
+        if self.retire_soon(supervised):
+            await supervised.retired.wait()
+
+    def retire_soon(self, supervised: Supervised) -> bool:
+        """As `retire`, without waiting for it. False: it has ended already."""
+        if supervised in self._pending_live:
+            self._pending_live.remove(supervised)
+        if supervised.gone.is_set():
+            return False
+        if not supervised.retiring:
+            supervised.retiring = True
+            supervised.consumer.stop(finish=False)
+            self.start_soon(self._retire, supervised)
+        return True
+
+    async def _retire(self, supervised: Supervised) -> None:
+        try:
+            with anyio.move_on_after(self._drain_timeout):
+                await supervised.consumer.quiet()
+            await self._leave(supervised)
+            with anyio.move_on_after(LAST_WORDS):
+                await supervised.gone.wait()
+        finally:
+            supervised.retired.set()
 
     async def _leave(self, supervised: Supervised) -> None:
         consumer = supervised.consumer
@@ -327,16 +402,20 @@ class Host:
             await consumer.close()
         if consumer.ended is not None and not consumer.ended.done():
             consumer.ended.set_result(None)
+        if supervised.waiting is not None:
+            supervised.waiting.cancel()
 
     # --- stopping
 
     async def stop(self) -> None:
         """Drain and disconnect. Idempotent, and safe to call concurrently. Raises what stopped the bus before."""
-        if self.state in ("new", "closed"):
-            self.state = "closed"
-            return
-        self._stop.set()
-        await self._ended.wait()
+        if self.state not in ("new", "closed"):
+            self._stop.set()
+            if self._connecting is not None:
+                self._connecting.cancel()
+            await self._ended.wait()
+        elif self.state == "new":
+            self.state, self.fatal = "closed", None
         if self.fatal is not None:
             fatal, self.fatal = self.fatal, None
             raise fatal

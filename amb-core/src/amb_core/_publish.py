@@ -30,9 +30,10 @@ from ._message import (
     TTL,
     MessagePriority,
 )  # fmt: skip
-from .broker import Capabilities, Outgoing
+from .broker import Capabilities, Connection, Outgoing
 from .concurrency import Future, Wakeup, bounded, new_future
 from .errors import (
+    AmbError,
     AmbError,
     BackpressureError,
     ConnectionLost,
@@ -257,24 +258,30 @@ class Publisher:
     async def _send_batch(self, batch: list[_Queued]) -> list[_Queued]:
         """Returns those to be tried again."""
         batch = [entry for entry in batch if not entry[1].done()]
-        errors: dict[int, Exception] = {}
-        deadline = min((entry[2] for entry in batch), default=0.0)
+        if not batch:
+            return []
+        errors: Mapping[int, Exception] = {}
+        deadline = min(entry[2] for entry in batch)
+        connection: Connection | None = None
         try:
             connection = await self._host.connection_up(max(0.0, deadline - time.monotonic()))
             with anyio.fail_after(self.timeout):
                 await connection.send([entry[0] for entry in batch])
         except PartialFailure as failure:
             errors = failure.errors
-        except TimeoutError as error:
-            unknown = PublishUnknown(
-                f"the broker did not answer within {self.timeout:g} s: the message may or may not have been accepted"
-            )
-            unknown.__cause__ = error
-            errors = dict.fromkeys(range(len(batch)), unknown)
         except Exception as error:
-            self._host.suspect(error)
-            errors = dict.fromkeys(range(len(batch)), error)
+            self._host.suspect(error, connection)
+            errors = dict.fromkeys(range(len(batch)), self._unanswered(error))
         return [entry for index, entry in enumerate(batch) if not _resolve(entry[1], errors.get(index), entry[2])]
+
+    def _unanswered(self, error: Exception) -> Exception:
+        if isinstance(error, AmbError) or not isinstance(error, TimeoutError):
+            return error
+        unknown = PublishUnknown(
+            f"the broker did not answer within {self.timeout:g} s: the message may or may not have been accepted"
+        )
+        unknown.__cause__ = error
+        return unknown
 
 
 def _resolve(future: Future[None], error: Exception | None, deadline: float) -> bool:

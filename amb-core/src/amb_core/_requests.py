@@ -13,6 +13,7 @@ import anyio
 import msgspec
 
 from ._deliver import current_message
+from ._leaving import left_in_time
 from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
@@ -41,13 +42,14 @@ _LONGEST_ERROR = 4000
 class Asked:
     """A request that waits for `wanted` answers, or for the first that is no error."""
 
-    __slots__ = ("_first_good", "_refused", "_wanted", "answers", "done", "topic")
+    __slots__ = ("_first_good", "_refused", "_wanted", "abandoned", "answers", "done", "topic")
 
     def __init__(self, topic: str, wanted: int, first_good: bool) -> None:
         self.topic, self._wanted, self._first_good = topic, wanted, first_good
         self.done: Future[None] = new_future()
         self.answers: list[Message | RemoteError] = []
         self._refused = 0
+        self.abandoned = False
 
     def add(self, answer: Message | RemoteError) -> None:
         """An answer came."""
@@ -64,10 +66,8 @@ class Asked:
 
     def abandon(self) -> None:
         """No more answers can come."""
-        if self.answers:
-            self.finish()
-        elif not self.done.done():
-            self.done.set_exception(BusClosed(f"the bus was disconnected before a reply from {self.topic!r} came"))
+        self.abandoned = True
+        self.finish()
 
     def finish(self) -> None:
         """Wait no longer."""
@@ -122,6 +122,8 @@ class Requests:
         finally:
             timer.cancel()
             del self._asked[request_id]
+        if asked.abandoned and not asked.answers:
+            raise BusClosed(f"the bus was disconnected before a reply from {asked.topic!r} came")
         return asked.answers
 
     async def _send(self, outgoings: Sequence[Outgoing], asked: Asked) -> None:
@@ -143,32 +145,42 @@ class Requests:
             self._inbox_scope, self._opened, self._closed = anyio.CancelScope(), anyio.Event(), anyio.Event()
             self._host.start_soon(self._serve_inbox, self._inbox_scope)
         with anyio.move_on_after(timeout):
-            while not self._open:
+            while not self._open and self._inbox_scope is not None:
                 await self._opened.wait()
+        if self._inbox_scope is None:
+            raise BusClosed("the bus was disconnected before the inbox for replies was open: nothing was sent")
         if not self._open:
             raise Unavailable(f"the broker did not open the inbox for replies within {timeout:g} s: nothing was sent")
 
     async def _serve_inbox(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            while True:
-                try:
-                    await self._hold_inbox(await self._host.connection_up(float("inf")))
-                except AmbError as error:
-                    log.warning("the reply inbox: %s; opening it again", error)
-                    self._host.suspect(error)
-                    await anyio.sleep(_INBOX_PAUSE)
-        self._inbox_scope = None
-        self._closed.set()
+        try:
+            with scope:
+                while True:
+                    await self._one_inbox(await self._host.connection_up(float("inf")))
+        finally:
+            self._inbox_scope = None
+            self._opened.set()
+            self._closed.set()
+
+    async def _one_inbox(self, connection: Connection) -> None:
+        """Returns when `connection`, or what replies come through, is lost."""
+        try:
+            with self._host.while_connected(connection):
+                await self._hold_inbox(connection)
+        except Exception as error:
+            log.warning("the reply inbox: %s; opening it again", error, exc_info=not isinstance(error, AmbError))
+            self._host.suspect(error, connection)
+            await anyio.sleep(_INBOX_PAUSE)
 
     async def _hold_inbox(self, connection: Connection) -> None:
         try:
             if isinstance(connection, NativeRequests):
-                async with connection.inbox(self._address, self.deliver):
+                async with left_in_time(connection.inbox(self._address, self.deliver)):
                     self._is_open()
-                    await self._host.connection_gone()
+                    await anyio.sleep_forever()
             else:
                 source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
-                async with connection.open(source) as feed:
+                async with left_in_time(connection.open(source)) as feed:
                     self._is_open()
                     await self._pump(feed)
         finally:
@@ -190,11 +202,15 @@ class Requests:
     async def close(self) -> None:
         """Stop taking answers: who still waits gets what has come, or BusClosed. The next request opens the
         inbox again."""
-        for asked in self._asked.values():
-            asked.abandon()
+        self.abandon()
         if self._inbox_scope is not None:
             self._inbox_scope.cancel()
             await self._closed.wait()
+
+    def abandon(self) -> None:
+        """No more answers can come, to anybody."""
+        for asked in self._asked.values():
+            asked.abandon()
 
     def deliver(self, incoming: Incoming) -> None:
         """An answer came: hand it to whoever waits. Late ones are counted and dropped."""
