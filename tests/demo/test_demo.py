@@ -73,9 +73,7 @@ def test_the_summary_for_people_shows_counts_retries_dead_letters_and_latencies(
     shown = amb("demo", "--input", str(repository)).out
     assert re.search(rf"agents\.work\.file +{FILES} +[\d.]+ ms +[\d.]+ ms", shown)
     assert "Retries: 4 (2 led to success, 2 to a dead letter)" in shown
-    assert (
-        re.search(r"Dead letters: 3\n.*broken\.py: SyntaxError: .*\(1 attempt\)", shown) or "broken.py: Syntax" in shown
-    )
+    assert re.search(r"Dead letters: 3\n(  .*\n)*  file broken\.py: SyntaxError: .* \(1 attempt\)\n", shown)
     assert re.search(r"orders on the CRITICAL lane overtook \d+ waiting pieces of work", shown)
     assert shown.splitlines()[-1].startswith("Account: 68 announced = 65 handled + 3 dead letters + 0 lost")
 
@@ -128,9 +126,9 @@ def test_a_redis_that_restarts_in_the_middle_costs_nothing(own_redis_server: Red
         running.until("the broker is away")
         running.until("the broker is back")
         assert running.process.stdout is not None
-        account = running.process.stdout.read().splitlines()[-1]
-        assert running.process.wait(20) == 0
-    assert account.startswith("Account: 1000 announced = 1000 handled + 0 dead letters + 0 lost")
+        shown = running.process.stdout.read()
+        assert running.process.wait(20) == 0, running.said
+    assert "Account: 1000 announced = 1000 handled + 0 dead letters + 0 lost" in shown
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -69,6 +69,8 @@ def run(
 def _work(target: str, reload: bool, child: int) -> None:
     """One worker process. Ends when its parent is gone; with `reload`, when a source file changes."""
     guard = Guard(reload)
+    # Bytecode knows its source by size and second: a change right after the last would go unseen.
+    sys.dont_write_bytecode |= reload
     try:
         bus = load(target)
         guard.start()

@@ -16,6 +16,7 @@ from amb_core import Message, MessageBus, RetryPolicy
 
 from .messages import Change, Commit, File, Finding, Obeyed, Opinion, Order, Review
 from .rollcall import answer_as
+from .tell import tell
 
 #: Bytes of a file that a first, quick look takes in, and that any look does.
 QUICK, MOST = 16_384, 1_048_576
@@ -52,7 +53,7 @@ def analyst(bus: MessageBus) -> None:
         if message.topic == "agents.work.order":
             number = msgspec.convert(message.data, Order).number
             obeyed = Obeyed(message.id, number, float(message.timestamp), begun)
-            await bus.publish("agents.report", obeyed, sender="analyst", wait_for_confirmation=True)
+            await tell(bus, Message("agents.report", obeyed, id=f"{message.id}-obeyed", sender="analyst"))
         elif message.topic == "agents.work.file":
             file = msgspec.convert(message.data, File)
             facts = await anyio.to_thread.run_sync(look_at_file, file, message.attempt)
@@ -92,7 +93,7 @@ def analyst(bus: MessageBus) -> None:
         finding = Finding(
             message.id, name, message.attempt, float(message.timestamp), begun, facts, opinions or [], review
         )
-        await bus.publish("agents.finding", finding, sender="analyst", wait_for_confirmation=True)
+        await tell(bus, Message("agents.finding", finding, id=f"{message.id}-finding", sender="analyst"))
 
 
 async def look_at_commit(commit: Commit, attempt: int) -> list[Change]:

@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from amb_core import Message, MessageBus, PartialFailure, PublishUnknown
+from amb_core import Message, MessageBus
 
 from .messages import Commit, Done, File, Manifest
 from .rollcall import wait_for
 from .source import Source
+from .tell import tell
 
 BATCH = 50
 
@@ -22,26 +23,14 @@ async def read(bus: MessageBus, source: Source) -> None:
     for works in _batches([*source.files, *source.commits]):
         ids = [f"{run}-{total + n}" for n in range(len(works))]
         total += len(works)
-        messages = [
-            Message(_topic(work), work, id=ident, sender="reader") for ident, work in zip(ids, works, strict=True)
-        ]
-        await _announce(bus, messages)
+        await tell(bus, *(_message(_topic(work), work, ident) for ident, work in zip(ids, works, strict=True)))
         names = {ident: work.name for ident, work in zip(ids, works, strict=True)}
-        await bus.publish("agents.reader.manifest", Manifest(names), sender="reader", wait_for_confirmation=True)
-    await bus.publish("agents.reader.done", Done(total), sender="reader", wait_for_confirmation=True)
+        await tell(bus, _message("agents.reader.manifest", Manifest(names), f"{ids[0]}-manifest"))
+    await tell(bus, _message("agents.reader.done", Done(total), f"{run}-done"))
 
 
-async def _announce(bus: MessageBus, messages: list[Message]) -> None:
-    """Publish; and again, with the same ids, what nobody knows the broker to have."""
-    while messages:
-        try:
-            await bus.publish_batch(messages)
-            return
-        except PartialFailure as failure:
-            for error in failure.errors.values():
-                if not isinstance(error, PublishUnknown):
-                    raise error from failure
-            messages = [messages[index] for index in failure.errors]
+def _message(topic: str, data: object, ident: str) -> Message:
+    return Message(topic, data, id=ident, sender="reader")
 
 
 def _topic(work: File | Commit) -> str:
