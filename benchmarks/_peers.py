@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Timer
 
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Seconds that a measurement may take.
+_PATIENCE = 120.0
 _ENVIRONMENTS = ROOT / "build" / "peers"
 
 
@@ -66,9 +69,15 @@ class Child:
 
     def _read(self) -> object:
         assert self._process.stdout is not None
+        too_late = Timer(_PATIENCE, self._process.kill)
+        too_late.start()
         line = self._process.stdout.readline()
+        too_late.cancel()
         if not line:
-            raise Unavailable(f"{self.name} ended with exit code {self._process.wait()}; its message is above")
+            raise Unavailable(
+                f"{self.name} ended with exit code {self._process.wait()}: its message is above, "
+                f"or it had not come to an end after {_PATIENCE:g} s and was killed (-9)"
+            )
         return json.loads(line)
 
     def close(self) -> None:

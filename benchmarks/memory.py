@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks._peers import Contestant, children
+from benchmarks._peers import Contestant, Unavailable, children
 from benchmarks._rounds import Budget, arguments, finish, measure, report
 
 FLOOR = Contestant("floor", "floor")
@@ -59,8 +59,11 @@ def main() -> None:
     counts = {case: max(1, count // 10) for case, count in COUNTS.items()} if options.quick else dict(COUNTS)
     if options.quick:
         del counts["ten patterns"], counts["many patterns"]  # subscribing 10,000 times is what takes long
-    with children(contestants, *(["--cpu"] if options.cpu else [])) as running:
-        measured = measure(running, counts, options.rounds, SLOW)
+    try:
+        with children(contestants, *(["--cpu"] if options.cpu else [])) as running:
+            measured = measure(running, counts, options.rounds, SLOW)
+    except Unavailable as reason:
+        sys.exit(f"benchmarks/memory.py: {reason}")
     finish(report("memory", measured, BUDGETS, options), options.json)
 
 

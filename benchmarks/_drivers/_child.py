@@ -186,7 +186,7 @@ async def _send_at_once(send: Send, count: int) -> int:
     return each * AT_ONCE
 
 
-def consuming(waiting: Waiting) -> Case:
+def consuming(waiting: Waiting, how: str = "") -> Case:
     """Seconds, and seconds of processor time, for a message that waits. Begins after a fifth of them: the first batch
     has been read before the first handler starts."""
 
@@ -200,8 +200,8 @@ def consuming(waiting: Waiting) -> Case:
                 begin, cpu = _clock(), time.process_time()
             left -= 1
             if not left:
-                figures["consume"] = (_clock() - begin) / rest
-                figures["consume cpu"] = (time.process_time() - cpu) / rest
+                figures[f"consume{how}"] = (_clock() - begin) / rest
+                figures[f"consume{how} cpu"] = (time.process_time() - cpu) / rest
                 done.set()
 
         async with waiting(count, handle):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count as counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks._drivers._child import (
     Figures,
     Handle,
     Send,
+    Waiting,
     beside,
     consuming,
     elapsed,
@@ -55,19 +57,34 @@ async def _add(client: Redis, count: int) -> None:
         await pipeline.execute()
 
 
-@asynccontextmanager
-async def _waiting(count: int, handle: Handle) -> AsyncIterator[None]:
-    async with _client() as client:
-        await _add(client, count)
-        await client.xgroup_create(TOPIC, _GROUP, id="0")
-        ended = asyncio.Event()
-        consumer = asyncio.ensure_future(_consume(client, handle, ended))
-        yield
-        ended.set()
-        await consumer
+def _waiting(run: Callable[[Handle, list[bytes]], Awaitable[None]]) -> Waiting:
+    @asynccontextmanager
+    async def waiting(count: int, handle: Handle) -> AsyncIterator[None]:
+        async with _client() as client:
+            await _add(client, count)
+            await client.xgroup_create(TOPIC, _GROUP, id="0")
+            ended = asyncio.Event()
+            consumer = asyncio.ensure_future(_consume(client, partial(run, handle), ended))
+            yield
+            ended.set()
+            await consumer
+
+    return waiting
 
 
-async def _consume(client: Redis, handle: Handle, ended: asyncio.Event) -> None:
+async def _one_by_one(handle: Handle, bodies: list[bytes]) -> None:
+    for body in bodies:
+        await handle(_decode(body))
+
+
+async def _at_once(handle: Handle, bodies: list[bytes]) -> None:
+    """A handler that waits keeps none of the others waiting, as with AMB's ``concurrency=100``."""
+    async with asyncio.TaskGroup() as group:
+        for body in bodies:
+            group.create_task(handle(_decode(body)))  # type: ignore[arg-type]  # handlers are coroutine functions
+
+
+async def _consume(client: Redis, run: Callable[[list[bytes]], Awaitable[None]], ended: asyncio.Event) -> None:
     done: Sequence[bytes] = ()
     while not ended.is_set():
         pipeline = client.pipeline(transaction=False)
@@ -76,8 +93,7 @@ async def _consume(client: Redis, handle: Handle, ended: asyncio.Event) -> None:
         pipeline.xreadgroup(_GROUP, "c", {TOPIC: ">"}, count=_BATCH, block=100)
         streams = (await pipeline.execute())[-1]
         entries = streams[0][1] if streams else ()
-        for _, fields in entries:
-            await handle(_decode(fields[b"body"]))
+        await run([fields[b"body"] for _, fields in entries])
         done = [entry for entry, _ in entries]
 
 
@@ -165,7 +181,8 @@ async def _answering() -> AsyncIterator[Send]:
 
 CASES: dict[str, Case] = {
     "publish": _publish,
-    "consume": consuming(_waiting),
+    "consume": consuming(_waiting(_at_once)),
+    "consume inline": consuming(_waiting(_one_by_one), " inline"),
     "broadcast": _broadcast,
     "one at a time": one_at_a_time(_listening),
     "request": requesting(_answering, 1, "request"),
