@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from amb_core import MessageBus, RetryPolicy
+from amb_core import MessageBus, MessageFilter, RetryPolicy
 from amb_core._plugins import load_commands, load_filter, load_retry_policy, load_serializer, registry
 from amb_core.errors import ConfigurationError, PluginError
 
@@ -92,6 +92,11 @@ def test_an_unknown_scheme_is_answered_with_the_closest_one(dists: Dists) -> Non
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_name_is_unknown_too(empty: str, dists: Dists) -> None:
     assert "no broker is called ''" in str(error_of(empty))
+
+
+def test_a_filter_that_cannot_be_made_of_its_arguments_is_named(dists: Dists) -> None:
+    with pytest.raises(PluginError, match="the filter 'match' of amb-core:builtins could not be made: TypeError"):
+        MessageFilter.named("match", headrs={"a": "b"})
 
 
 def test_unknown_serializers_filters_and_policies_are_answered_alike(dists: Dists) -> None:
@@ -286,7 +291,7 @@ def amb_register_commands(register):
 """
     dists.install("acme-amb", {"acme": "acme_plug"}, {"acme_plug": source})
     assert load_serializer("indented").encode({"a": 1})[0].decode().count("\n") == 2
-    assert load_filter("longer", 2)(type("M", (), {"data": "abc"})) is True
+    assert MessageFilter.named("longer", 2)(type("M", (), {"data": "abc"})) is True
     assert load_retry_policy("patient", times=9) == RetryPolicy(max_retries=9)
     assert MessageBus(retry_policy="patient").retry_policy == RetryPolicy(max_retries=7)
     assert load_commands()["hello"][1] == "Say hello."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -38,6 +38,16 @@ class MessageFilter(msgspec.Struct, frozen=True):
             self, "headers", {name: _text(name, value) for name, value in (self.headers or {}).items()}
         )
         msgspec.structs.force_setattr(self, "data_match", dict(self.data_match or {}))
+
+    @staticmethod
+    def named(name: str, *arguments: Any, **options: Any) -> Callable[[Message], bool]:
+        """The filter that a plugin registered as `name`, made with the given arguments; ``match`` is this class.
+
+        Raises: PluginError if there is none of that name, or if it cannot be made of these arguments.
+        """
+        from ._plugins import load_filter
+
+        return load_filter(name, *arguments, **options)
 
     @property
     def headers_only(self) -> bool:
