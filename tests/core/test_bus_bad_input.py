@@ -110,19 +110,25 @@ async def _raise(call: Any) -> None:
 
 VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "concurrency 0": ({"concurrency": 0}, "concurrency"),
-    "concurrency text": ({"concurrency": "many"}, "concurrency"),
     "batch_size": ({"batch_size": 0, "ack_mode": "batch"}, "batch_size"),
     "ack_mode": ({"ack_mode": "sometimes"}, "sometimes"),
     "start": ({"start": "yesterday", "group": "g"}, "start"),
     "earliest without group": ({"start": "earliest"}, "group"),
-    "negative retries": ({"retries": -1}, "negative"),
-    "negative retry_delay": ({"retry_delay": -1}, "negative"),
+    "negative retries": ({"retries": -1}, "retries.*-1"),
+    "negative retry_delay": ({"retry_delay": -1}, "delay.*-1"),
 }
 
 
 @pytest.mark.parametrize(("options", "text"), VALUES.values(), ids=VALUES)
 async def test_an_option_that_cannot_work_is_a_value_error(bus: MessageBus, options: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
+        await bus.subscribe("t", Collector(), **options)
+
+
+@pytest.mark.parametrize("name", ["concurrency", "batch_size", "retries", "retry_delay", "batch_timeout"])
+async def test_an_option_of_a_wrong_type_is_refused_by_name(bus: MessageBus, name: str) -> None:
+    options: dict[str, Any] = {"ack_mode": "batch", name: "many"}
+    with pytest.raises((TypeError, ValueError), match=name.removeprefix("retry_")):
         await bus.subscribe("t", Collector(), **options)
 
 
