@@ -18,6 +18,7 @@ from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
 from .errors import (
+    AccessDenied,
     AmbError,
     BusClosed,
     EncodeError,
@@ -90,6 +91,8 @@ class Requests:
         self._open = False
         self._opened: anyio.Event
         self._inbox_scope: anyio.CancelScope | None = None
+        #: Why the broker does not allow an inbox: trying again without being asked would not help.
+        self._denied: AccessDenied | None = None
 
     # --- asking
 
@@ -145,8 +148,11 @@ class Requests:
             self._inbox_scope, self._opened, self._closed = anyio.CancelScope(), anyio.Event(), anyio.Event()
             self._host.start_soon(self._serve_inbox, self._inbox_scope)
         with anyio.move_on_after(timeout):
-            while not self._open and self._inbox_scope is not None:
+            self._denied = None
+            while not self._open and self._inbox_scope is not None and self._denied is None:
                 await self._opened.wait()
+        if self._denied is not None and not self._open:
+            raise self._denied
         if self._inbox_scope is None:
             raise BusClosed("the bus was disconnected before the inbox for replies was open: nothing was sent")
         if not self._open:
@@ -170,6 +176,9 @@ class Requests:
         except Exception as error:
             log.warning("the reply inbox: %s; opening it again", error, exc_info=not isinstance(error, AmbError))
             self._host.suspect(error, connection)
+            if isinstance(error, AccessDenied):
+                self._denied = error
+                self._wake()
             await anyio.sleep(_INBOX_PAUSE)
 
     async def _hold_inbox(self, connection: Connection) -> None:
@@ -188,6 +197,9 @@ class Requests:
 
     def _is_open(self) -> None:
         self._open = True
+        self._wake()
+
+    def _wake(self) -> None:
         opened, self._opened = self._opened, anyio.Event()
         opened.set()
 

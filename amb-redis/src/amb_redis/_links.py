@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 from amb_core.errors import AmbError, ConfigurationError
 from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from . import _scripts
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .broker import RedisBroker
 
 __all__ = ["Command", "Link", "Node", "Reply", "checked"]
+
+#: What hanging up may take, seconds.
+_GOODBYE = 0.5
 
 #: A command, and what the server says to it: errors are values here.
 Command: TypeAlias = tuple[Any, ...]
@@ -77,9 +80,14 @@ class Link:
         return await self._native.can_read()
 
     async def close(self) -> None:
-        """Hang up, without waiting for anything."""
+        """Hang up."""
         self.owed = 0
-        await self._native.disconnect(nowait=True)
+        if not isinstance(self._native, SSLConnection):
+            await self._native.disconnect(nowait=True)
+            return
+        # A goodbye in TLS takes a round trip; without it the socket would stay open for a while.
+        with anyio.move_on_after(_GOODBYE, shield=True):
+            await self._native.disconnect()
 
 
 class Node:
