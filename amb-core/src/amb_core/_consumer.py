@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from ._breaker import Breaker
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("amb")
 #: A burst of handlers that never wait is settled at the latest after this many seconds.
 SETTLE_WITHIN = 0.005
+#: Fetches after which a worker lets others run, even if none of them had to wait.
+BREATH = 64
 #: Seconds after which a verdict that the broker could not take just then is offered again.
 SETTLE_AGAIN = 1.0
 #: Failed deliveries that may wait in this process for their next try before receiving stops.
@@ -82,6 +85,7 @@ class Consumer:
         self._flush_due = 0.0
         self._flushing = self._flush_coming = self._dry = self._some_dead = False
         self._receiver: anyio.CancelScope | None = None
+        self._unbroken = 0
         self._workers = 0
         self._scopes: set[anyio.CancelScope] = set()
         self._idle: list[Wakeup] = []
@@ -144,6 +148,9 @@ class Consumer:
         elif self._workers < self.concurrency and not self.aborted:
             self._workers += 1
             self.host.start_soon(self._work)
+        elif self._receiver is not None and (self._ready or self._lanes.waiting):
+            # The only one who could take it waits for the broker, perhaps for ever; its successor looks here first.
+            self._receiver.cancel()
 
     def suspended(self) -> None:
         """A handler has begun to wait: somebody else takes the next delivery, or the receiver's role."""
@@ -228,7 +235,12 @@ class Consumer:
     async def _receive(self, feed: Feed, slots: int, scope: anyio.CancelScope) -> Delivery | None:
         """Fetch deliveries; the first is returned if nothing else waits, the others go into the lanes."""
         self._receiver = scope
+        self._unbroken += 1
         try:
+            if self._unbroken >= BREATH:
+                # A feed that always has something, such as what a handler hands back at once, need not wait.
+                self._unbroken = 0
+                await anyio.lowlevel.checkpoint()
             batch = await feed.receive(slots, not self.finishing or _tries_again(feed))
         except Exception as error:
             self._receiver = None
