@@ -25,27 +25,35 @@ class Guard(threading.Thread):
     def __init__(self, reload: bool) -> None:
         super().__init__(name="amb-guard", daemon=True)
         self._reload, self._parent = reload, os.getppid()
+        self._seen: dict[str, int] = {}
         #: A source file has changed.
         self.changed = False
 
+    def start(self) -> None:
+        """Look at the files as they are now, and begin to watch."""
+        self._seen = _times(loaded_files()) if self._reload else {}
+        super().start()
+
     def run(self) -> None:
         """The thread."""
-        before = _times(loaded_files()) if self._reload else {}
         while os.getppid() == self._parent:
             time.sleep(INTERVAL)
             if self._reload:
                 now = _times(loaded_files())
-                self.changed = any(now[path] != then for path, then in before.items() if path in now)
+                self.changed = any(now[path] != then for path, then in self._seen.items() if path in now)
                 if self.changed:
                     break
-                before = now
+                self._seen = now
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def wait_for_change(error: BaseException) -> None:
-    """Block until a loaded source file, or one that `error` came from, changes, or the parent is gone."""
+def wait_for_change(error: BaseException, since: int) -> None:
+    """Block until a loaded source file, or one that `error` came from, has changed since that time (nanoseconds
+    since the epoch) or changes, or the parent is gone."""
     files, parent = {*loaded_files(), *_blamed(error)}, os.getppid()
     before = _times(files)
+    if any(changed >= since for changed in before.values()):
+        return
     while _times(files) == before and os.getppid() == parent:
         time.sleep(INTERVAL)
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -68,7 +69,7 @@ def run(
 
 def _work(target: str, reload: bool, child: int) -> None:
     """One worker process. Ends when its parent is gone; with `reload`, when a source file changes."""
-    guard = Guard(reload)
+    guard, begun = Guard(reload), time.time_ns()
     # Bytecode knows its source by size and second: a change right after the last would go unseen.
     sys.dont_write_bytecode |= reload
     try:
@@ -80,7 +81,7 @@ def _work(target: str, reload: bool, child: int) -> None:
             raise
         report(error)
         note("waiting for a source file to change")
-        wait_for_change(error)
+        wait_for_change(error, begun)
         raise click.exceptions.Exit(RELOAD) from error
     if guard.changed:
         raise click.exceptions.Exit(RELOAD)
