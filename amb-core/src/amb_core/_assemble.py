@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import _checks
+from ._advice import did_you_mean
 from ._breaker import Breaker, CircuitBreaker
 from ._capabilities import require
 from ._consumer import Consumer
@@ -13,7 +15,7 @@ from ._deliver import Processor
 from ._handlers import compile_handler
 from ._lease import Renewal
 from ._message import AckMode, Message
-from ._retry import RetryPolicy, effective_policy
+from ._retry import RetryPolicy, effective_policy, named_policy
 from ._subscription import Settings
 from .broker import Broker, Source
 from .topics import compile_pattern, is_pattern, validate_pattern
@@ -32,7 +34,7 @@ def settings_for(
     filter: Callable[[Message], bool] | None = None,
     retries: int | None = None,
     retry_delay: float | None = None,
-    retry_policy: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | str | None = None,
     ack_mode: AckMode | str = AckMode.AUTO,
     batch_size: int = 100,
     batch_timeout: float = 1.0,
@@ -47,15 +49,22 @@ def settings_for(
     validate_pattern(pattern)
     if group is not None and consumer_group is not None and group != consumer_group:
         raise TypeError("group and consumer_group are two names of one argument: give one")
-    mode = AckMode(ack_mode)
+    mode = _ack_mode(ack_mode)
+    for text in (group, consumer_group):
+        _checks.kind("group", text, str)
+        if text == "":
+            raise ValueError("group must have a name; leave it out to get every message")
     group = group or consumer_group or getattr(bus.broker, "consumer_group", None)
-    for name, value in (("concurrency", concurrency), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    _checks.count("concurrency", concurrency, 1)
+    _checks.count("batch_size", batch_size, 1)
+    _checks.seconds("batch_timeout", batch_timeout)
+    _checks.kind("circuit_breaker", circuit_breaker, CircuitBreaker)
+    _checks.kind("in_thread", in_thread, bool)
     if filter is not None and not callable(filter):
         raise TypeError(f"filter must be a MessageFilter or a function of the message, not {type(filter).__name__}")
     _check_broker(bus.broker, group, ordered_by, start)
-    policy = effective_policy(retries, retry_delay, retry_policy, bus.retry_policy, bus.dead_letter_queue)
+    own = named_policy(retry_policy)
+    policy = effective_policy(retries, retry_delay, own, bus.retry_policy, bus.dead_letter_queue)
     batch = (batch_size, batch_timeout) if mode is AckMode.BATCH else None
     compile_handler(handler, batch=batch is not None, in_thread=in_thread, concurrency=concurrency)
     return Settings(
@@ -75,6 +84,13 @@ def settings_for(
     )
 
 
+def _ack_mode(mode: AckMode | str) -> AckMode:
+    try:
+        return AckMode(mode)
+    except ValueError:
+        raise ValueError(f"ack_mode must be one of {', '.join(AckMode)}, not {mode!r}") from None
+
+
 def _check_broker(broker: Broker, group: str | None, ordered_by: str | None, start: str) -> None:
     if group is not None:
         require(broker, "consumer groups", lambda c: c.groups)
@@ -88,6 +104,16 @@ def _check_broker(broker: Broker, group: str | None, ordered_by: str | None, sta
         if group is None:
             raise ValueError("start='earliest' is where a new group begins: give group=, or use bus.replay()")
         require(broker, "starting a group at the beginning", lambda c: c.replay != "none")
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Return if `settings_for` knows them all. Raises: TypeError that names the one that was meant."""
+    known = sorted(settings_for.__kwdefaults__.keys() - {"responds"})
+    for name in options:
+        if name not in settings_for.__kwdefaults__:
+            raise TypeError(
+                f"subscribing takes no option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}"
+            )
 
 
 def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:

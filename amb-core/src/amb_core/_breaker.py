@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from . import config
 from ._timers import Timers
 from .errors import ConfigurationError
 
@@ -24,6 +25,7 @@ class CircuitBreaker(msgspec.Struct, frozen=True):
     half_open_requests: int = 1
 
     def __post_init__(self) -> None:
+        config.validate(self)
         if self.failure_threshold < 1 or self.half_open_requests < 1 or self.recovery_timeout < 0:
             raise ConfigurationError(f"CircuitBreaker: counts must be at least 1, the timeout not negative: {self!r}")
 

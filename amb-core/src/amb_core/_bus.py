@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import anyio
 import msgspec
 
-from ._assemble import assemble, settings_for
+from . import _checks
+from ._assemble import assemble, check_options, settings_for
 from ._breaker import Breaker, CircuitBreaker
 from ._capabilities import require
 from ._codec import Codec
@@ -23,7 +24,7 @@ from ._lifecycle import Host, Stats, Supervised
 from ._message import Message, MessagePriority
 from ._publish import Publisher
 from ._requests import Requests, single
-from ._retry import DeadLetterQueue, RetryPolicy
+from ._retry import DeadLetterQueue, RetryPolicy, named_policy
 from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
 from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
@@ -115,9 +116,14 @@ class MessageBus:
             raise TypeError("broker and adapter are two names of one argument: give one")
         self.broker: Broker = resolve_broker(broker if adapter is None else adapter, broker_url)
         self.capabilities: Capabilities = self.broker.capabilities
-        self.retry_policy = _named_policy(retry_policy)
+        self.retry_policy = named_policy(retry_policy)
         queue = dead_letter_queue or getattr(self.broker, "dead_letter_queue", None)
         self.dead_letter_queue = DeadLetterQueue(queue) if isinstance(queue, str) else queue
+        _checks.kind("dead_letter_queue", self.dead_letter_queue, DeadLetterQueue)
+        _checks.kind("circuit_breaker", circuit_breaker, CircuitBreaker)
+        _checks.seconds("connect_timeout", connect_timeout, zero=False)
+        _checks.seconds("publish_timeout", publish_timeout, zero=False)
+        _checks.seconds("drain_timeout", drain_timeout)
         self.circuit_breaker = circuit_breaker
         self.codec = Codec(serializer)
         self.host = Host(self.broker, connect_timeout=connect_timeout, drain_timeout=drain_timeout)
@@ -343,6 +349,7 @@ class MessageBus:
         return self.subscriber(topic, group=group, responds=True, **options)
 
     def _new_subscription(self, topic: str, handler: Callable[..., Any], options: Mapping[str, Any]) -> Subscription:
+        check_options(options)
         settings: Settings = settings_for(self, topic, handler, **options)
         return Subscription(f"{self.publisher.new_id()}.{next(self._ids)}", self, settings)
 
@@ -553,14 +560,6 @@ def _message_options(message: Message, options: Mapping[str, Any]) -> dict[str, 
         "timestamp": message.timestamp or None,
     }  # fmt: skip
     return own | {name: value for name, value in options.items() if value is not None}
-
-
-def _named_policy(policy: RetryPolicy | str | None) -> RetryPolicy | None:
-    if isinstance(policy, str):
-        from ._plugins import load_retry_policy
-
-        return load_retry_policy(policy)
-    return policy
 
 
 AgentMessageBus = MessageBus

@@ -20,6 +20,11 @@ class Codec:
         if serializer is None:
             serializer = os.environ.get("AMB_SERIALIZER") or "json"
         self.serializer: Serializer = load_serializer(serializer) if isinstance(serializer, str) else serializer
+        if not isinstance(self.serializer, Serializer):
+            raise TypeError(
+                f"serializer must be a name such as 'json', or an object as amb_core.serializer.Serializer describes, "
+                f"not {type(serializer).__name__}"
+            )
 
     def decoder(self, type: Any) -> Callable[[Incoming], Any]:
         """A function that decodes a delivery's body into `type`; made once per subscription. It raises

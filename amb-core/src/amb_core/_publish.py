@@ -8,10 +8,12 @@ import re
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
+from math import isinf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
+from . import _checks
 from ._deliver import current_message
 from ._message import (
     CONTENT_TYPE,
@@ -33,7 +35,6 @@ from ._message import (
 from .broker import Capabilities, Connection, Outgoing
 from .concurrency import Future, Wakeup, bounded, new_future
 from .errors import (
-    AmbError,
     AmbError,
     BackpressureError,
     ConnectionLost,
@@ -122,6 +123,7 @@ class Publisher:
         stamp = time.time_ns() if timestamp is None else int(timestamp) * 10**9 + round(timestamp % 1 * 1e9)
         wire = {ID: id or self.new_id(), TIME: str(stamp), CONTENT_TYPE: content_type}
         if headers:
+            _checks.kind("headers", headers, Mapping)
             check_headers(headers)
             wire.update(headers)
             if priority is None and "priority" in headers:
@@ -130,6 +132,7 @@ class Publisher:
         if lane is not NORMAL:
             wire[PRIORITY] = lane.name.lower()
         if metadata:
+            _checks.kind("metadata", metadata, Mapping)
             wire[METADATA] = _metadata(metadata)
         if id or sender or key or correlation_id or reply_to or trace_id:
             given = {SENDER: sender, CORRELATION: correlation_id, REPLY_TO: reply_to, TRACE_ID: trace_id}
@@ -142,11 +145,13 @@ class Publisher:
             _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire, key, int(lane), None, None, confirm)
         if ttl is not None:
-            outgoing.expires = now + _positive("ttl", ttl)
+            outgoing.expires = now + _checks.seconds("ttl", ttl)
             wire[TTL], wire[EXPIRES] = f"{ttl:.15g}", f"{outgoing.expires:.6f}"
         if delay:
-            outgoing.not_before = now + _positive("delay", delay)
+            outgoing.not_before = now + _checks.seconds("delay", delay)
             longest = self._capabilities.max_delay
+            if isinf(delay):
+                raise ValueError("a delay must end: publish nothing instead")
             if longest is not None and delay > longest:
                 raise ValueError(f"the broker delays at most {longest:g} s, not {delay:g} s: keep the message yourself")
         self._check_limits(outgoing)
@@ -328,7 +333,10 @@ def _encodable(name: str, text: str) -> None:
 
 
 def _metadata(metadata: Mapping[str, Any]) -> str:
-    text = json.dumps(metadata)
+    try:
+        text = json.dumps(metadata)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"metadata travels as JSON: {error}") from error
     if "\\ud" in text:  # an escape that stands for half of a character, or for a half alone
         _encodable("metadata", json.dumps(metadata, ensure_ascii=False))
     return text
@@ -345,9 +353,3 @@ def _continue_trace(wire: dict[str, str], parent: Mapping[str, str]) -> None:
     for name in (TRACE_ID, TRACEPARENT, "tracestate") if valid else (TRACE_ID,):
         if name in parent and name not in wire:
             wire[name] = parent[name]
-
-
-def _positive(name: str, value: float) -> float:
-    if not value >= 0:
-        raise ValueError(f"{name} is a number of seconds and cannot be {value!r}")
-    return value

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from . import _checks, config
 from .errors import ConfigurationError, DecodeError
+from .topics import validate_topic
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -25,8 +27,12 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     retryable_exceptions: Sequence[type[BaseException]] = (Exception,)
 
     def __post_init__(self) -> None:
-        if self.max_retries < 0 or self.initial_delay < 0 or self.max_delay < 0 or self.jitter < 0:
-            raise ConfigurationError(f"RetryPolicy: counts, delays and jitter cannot be negative: {self!r}")
+        for name in ("max_retries", "initial_delay", "max_delay", "exponential_base", "jitter"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigurationError(f"RetryPolicy: {name} must be a number, not {value!r}")
+            if not value >= 0:
+                raise ConfigurationError(f"RetryPolicy: {name} cannot be negative: {value!r}")
         if self.exponential_base < 1:
             raise ConfigurationError(f"RetryPolicy: exponential_base must be at least 1, not {self.exponential_base}")
 
@@ -60,6 +66,22 @@ class DeadLetterQueue(msgspec.Struct, frozen=True):
     topic: str = "dead-letters"
     max_retries: int = 3
     retention_days: float = 7
+
+    def __post_init__(self) -> None:
+        config.validate(self)
+        validate_topic(self.topic)
+        if self.max_retries < 0 or not self.retention_days > 0:
+            raise ConfigurationError(f"max_retries cannot be negative, and retention_days must be above 0: {self!r}")
+
+
+def named_policy(policy: RetryPolicy | str | None) -> RetryPolicy | None:
+    """The policy, also if it is given by name. Raises: PluginError for an unknown one, TypeError."""
+    if isinstance(policy, str):
+        from ._plugins import load_retry_policy
+
+        return load_retry_policy(policy)
+    _checks.kind("retry_policy", policy, RetryPolicy)
+    return policy
 
 
 def effective_policy(
