@@ -108,9 +108,10 @@ def _check_broker(broker: Broker, group: str | None, ordered_by: str | None, sta
 
 def check_options(options: Iterable[str]) -> None:
     """Return if `settings_for` knows them all. Raises: TypeError that names the one that was meant."""
-    known = sorted(settings_for.__kwdefaults__.keys() - {"responds"})
+    takes = settings_for.__kwdefaults__ or {}
+    known = sorted(takes.keys() - {"responds"})
     for name in options:
-        if name not in settings_for.__kwdefaults__:
+        if name not in takes:
             raise TypeError(
                 f"subscribing takes no option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}"
             )
