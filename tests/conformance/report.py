@@ -33,11 +33,9 @@ def run(name: str) -> Report | str:
 
 def describe(report: Report) -> list[str]:
     """The line of a backend, and below it whatever is not as it should be."""
-    lines = [report.line()]
-    for outcome in report.outcomes:
-        if outcome.result in ("failed", "unavailable"):
-            lines.append(f"  {outcome.id} {outcome.result}: {outcome.detail.strip()}".replace("\n", "\n      "))
-    return lines
+    wrong = [outcome for outcome in report.outcomes if outcome.result in ("failed", "unavailable")]
+    details = [f"  {outcome.id} {outcome.result}: {outcome.detail.strip()}" for outcome in wrong]
+    return [report.line(), *(detail.replace("\n", "\n      ") for detail in details)]
 
 
 def main(names: list[str]) -> int:

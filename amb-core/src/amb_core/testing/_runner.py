@@ -149,7 +149,7 @@ async def _labelled(rig: Rig, case: Case, label: str) -> None:
     running_case.set(label)
     async with AsyncExitStack() as stack:
         target = Target(rig, case.id, stack)
-        if target.capabilities.single_process:
+        if target.capabilities.single_process and not target.capabilities.durable:
             # Such a broker may forget everything when nobody is connected; a server would still be there.
             await stack.enter_async_context(target.broker.connect())
         await case.run(target)

@@ -5,17 +5,19 @@ Everything that is not overridden goes straight through, optional abilities incl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from ..broker import Broker, Capabilities, Connection, Feed, Incoming, Outgoing, Settlement, Source
+from ..broker import Broker, Capabilities, Connection, Feed, Incoming, Outgoing, Settlement, Source, Token
 
 __all__ = ["TamperedBroker"]
 
 Send = Callable[[Connection, Sequence[Outgoing]], Awaitable[None]]
 Receive = Callable[[Feed, int, bool], Awaitable[Sequence[Incoming]]]
 Settle = Callable[[Feed, Sequence[Settlement]], Awaitable[None]]
+Extend = Callable[[Feed, Sequence[Token]], Awaitable[None]]
 
 
 async def _send(connection: Connection, batch: Sequence[Outgoing]) -> None:
@@ -40,11 +42,12 @@ class TamperedBroker:
         send: Send = _send,
         receive: Receive = _receive,
         settle: Settle = _settle,
+        extend: Extend | None = None,
         capabilities: Capabilities | None = None,
         source: Callable[[Source], Source] = lambda source: source,
     ) -> None:
         self.inner, self.capabilities = inner, capabilities or inner.capabilities
-        self._send, self._receive, self._settle, self._source = send, receive, settle, source
+        self._send, self._receive, self._settle, self._extend, self._source = send, receive, settle, extend, source
 
     def __repr__(self) -> str:
         return f"TamperedBroker({self.inner!r})"
@@ -62,7 +65,7 @@ class TamperedBroker:
     @asynccontextmanager
     async def _open(self, connection: Connection, source: Source) -> AsyncIterator[Feed]:
         async with connection.open(self._source(source)) as feed:
-            yield _Feed(feed, self._receive, self._settle)
+            yield _Feed(feed, self._receive, self._settle, self._extend)
 
     async def sends(self, connection: Connection, batch: Sequence[Outgoing]) -> None:
         """A send that is tampered with."""
@@ -89,9 +92,11 @@ class _Connection:
 
 
 class _Feed:
-    def __init__(self, inner: Feed, receive: Receive, settle: Settle) -> None:
+    def __init__(self, inner: Feed, receive: Receive, settle: Settle, extend: Extend | None) -> None:
         self._inner, self._receive, self._settle = inner, receive, settle
         _borrow(self, inner, "extend", "last_consumer")
+        if extend is not None:
+            self.extend = functools.partial(extend, inner)
 
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         return await self._receive(self._inner, limit, wait)

@@ -66,19 +66,18 @@ async def _echo(message: Message) -> Any:
 @case("L3", needs="return_unstarted")
 async def L3_what_never_started_goes_back(t: Target) -> None:
     """After stopping nothing is delivered; what never started reaches another member within 2 s as the same attempt."""
-    async with t.connect() as connection:
-        async with connection.open(t.source(t.topic("raw"), "workers")) as feed:
-            for number in range(10):
-                await t.send_raw(t.topic("raw"), str(number).encode())
-            got = await t.receive_raw(feed, 10)
-            await feed.settle([Settlement(incoming.token, "release") for incoming in got[:5]])
-            async with connection.open(t.source(t.topic("raw"), "workers")) as other:
-                again = await t.receive_raw(other, 5, 2.0)
-                assert {incoming.attempt for incoming in again} == {1}, (
-                    f"released: attempts {[incoming.attempt for incoming in again]}"
-                )
-                await feed.settle([Settlement(incoming.token, "ack") for incoming in got[5:]])
-                await other.settle([Settlement(incoming.token, "ack") for incoming in again])
+    async with t.connect() as connection, connection.open(t.source(t.topic("raw"), "workers")) as feed:
+        for number in range(10):
+            await t.send_raw(t.topic("raw"), str(number).encode())
+        got = await t.receive_raw(feed, 10)
+        await feed.settle([Settlement(incoming.token, "release") for incoming in got[:5]])
+        async with connection.open(t.source(t.topic("raw"), "workers")) as other:
+            again = await t.receive_raw(other, 5, 2.0)
+            assert {incoming.attempt for incoming in again} == {1}, (
+                f"released: attempts {[incoming.attempt for incoming in again]}"
+            )
+            await feed.settle([Settlement(incoming.token, "ack") for incoming in got[5:]])
+            await other.settle([Settlement(incoming.token, "ack") for incoming in again])
     await _released_by_the_bus(t)
 
 
