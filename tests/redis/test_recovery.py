@@ -12,7 +12,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 import redis
-from amb_core import MessageBus
+from amb_core import Message, MessageBus
 from amb_core.errors import BrokerUnavailable, PublishUnknown
 from amb_core.testing._children import Child
 from amb_redis import RedisBroker
@@ -85,9 +85,7 @@ async def test_a_killed_consumer_leaves_exactly_what_it_held(broker: RedisBroker
     assert {message.attempt for message in again} == {2}
 
 
-def _message(number: int) -> Any:
-    from amb_core import Message
-
+def _message(number: int) -> Message:
     return Message("jobs", number)
 
 
@@ -239,8 +237,8 @@ async def test_what_is_handled_when_the_link_breaks_is_not_handled_twice(
 ) -> None:
     release, running = anyio.Event(), list[Any]()
 
-    async def slow(data: Any) -> None:
-        running.append(data)
+    async def slow(message: Message) -> None:
+        running.append(message.data)
         await release.wait()
 
     async with MessageBus(make(client_options={"client_name": prefix})) as bus, MessageBus(make()) as publisher:

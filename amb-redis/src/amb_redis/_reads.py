@@ -128,7 +128,7 @@ class Reader:
         topic.overtaken = bool(overtaken) and not topic.locked
         wishes = [now + ms / 1000 for ms in (due, locked) if ms >= 0]
         if sweep >= 0:
-            topic.sweep = now + min(sweep / 1000 + _LATE, self._lease / 2)
+            topic.sweep = now + sweep / 1000 + _LATE
         if self._sweeps:
             wishes.append(topic.sweep)
         if self._ordered:

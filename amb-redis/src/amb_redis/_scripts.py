@@ -174,7 +174,8 @@ local function expiry(i, lane)
   local page = redis.pcall('XPENDING', KEYS[i] .. lane, group, '-', '+', 100)
   if page.err then return soonest end
   for _, p in ipairs(page) do soonest = math.min(soonest, math.max(0, lease - p[3])) end
-  return soonest
+  -- There may be more than were looked at.
+  return #page == 100 and math.min(soonest, lease / 2) or soonest
 end
 
 local function lock(i, state)
