@@ -138,9 +138,7 @@ class Ledger:
         expected = self.fated("ok") if ids is None else set(ids)
         await eventually(
             lambda: not self.missing(recorders, expected),
-            lambda: (
-                f"lost {len(self.missing(recorders, expected))} of {len(expected)}: {sorted(self.missing(recorders, expected))[:8]}"
-            ),
+            lambda: _lost(self.missing(recorders, expected), expected),
             within,
         )
 
@@ -151,7 +149,11 @@ class Ledger:
         tried = set(self.fates) if ids is None else expected
         lost, unexpected = expected - set(counts), set(counts) - tried
         twice = sum(count - 1 for count in counts.values())
-        assert not lost, f"lost {len(lost)} of {len(expected)}: {sorted(lost)[:8]}"
+        assert not lost, _lost(lost, expected)
         assert not unexpected, f"{len(unexpected)} deliveries of nothing that was published: {sorted(unexpected)[:8]}"
         again = sorted(id for id, count in counts.items() if count > 1)[:8]
         assert twice <= duplicates, f"{twice} duplicates, {duplicates} allowed: {again}"
+
+
+def _lost(lost: set[str], expected: set[str]) -> str:
+    return f"lost {len(lost)} of {len(expected)}: {sorted(lost)[:8]}"

@@ -73,8 +73,8 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True):
     capped: Callable[[int], Broker] | None = None
     #: May not create topics.
     strict: Callable[[], Broker] | None = None
-    #: What the broker does not have at all, and why, by the name of the fixture (``{"strict": "topics need no making"}``):
-    #: those cases count as refused.
+    #: What the broker does not have at all, and why, by the name of the fixture: those cases count as refused
+    #: (``{"strict": "topics need no making"}``).
     absent: dict[str, str] = {}
     #: Leave out what takes long by its nature (a delay of 30 s); for a second event loop.
     quick: bool = False
@@ -98,14 +98,10 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True):
 
 def rig_for(broker: Broker) -> Rig:
     """A rig with what every broker has; the memory broker's cap too."""
-    capped = None
-    if isinstance(broker, InMemoryBroker):
-        memory = broker
-
-        def capped(count: int) -> Broker:
-            return msgspec.structs.replace(memory, max_queue_size=count)
-
-    return Rig(make=lambda: broker, name=type(broker).__name__, capped=capped)
+    rig = Rig(make=lambda: broker, name=type(broker).__name__)
+    if not isinstance(broker, InMemoryBroker):
+        return rig
+    return msgspec.structs.replace(rig, capped=lambda count: msgspec.structs.replace(broker, max_queue_size=count))
 
 
 class Target:

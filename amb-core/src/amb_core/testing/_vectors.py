@@ -63,7 +63,8 @@ def random_topic(dice: random.Random, depth: int) -> str:
 
 #: Words that are patterns, globs, regular expressions, subjects or SQL to somebody's broker.
 ODD_WORDS: Sequence[str] = (
-    "a?c", "a[b]c", "[^a]", "^a", "a$", "a%", "a_c", "a+", "(a)", ">", "a>", "a|b", "a\\c", "{a}", "a:b", "a/b", "a,b", "'a'", '"a"', "$a", "a;b",
+    "a?c", "a[b]c", "[^a]", "^a", "a$", "a%", "a_c", "a+", "(a)", ">", "a>", "a|b", "a\\c", "{a}", "a:b", "a/b", "a,b",
+    "'a'", '"a"', "$a", "a;b",
     "ä", "日本", "a~b", "a=b", "a&b", "@a", "a!b", "-a", "--a",
 )  # fmt: skip
 
@@ -72,7 +73,9 @@ PLAIN_WORDS: Sequence[str] = ("abc", "ac", "a", "aa", "b", "c", "abbc", "a-b", "
 
 #: Header and body strings that somebody's protocol does not like.
 WEIRD: Sequence[str] = (
-    "plain", "with space", " leading", "trailing ", "tab\there", "new\nline", "carriage\rreturn", "nul\x00byte", "colon: value", "comma,value",
-    "quote'\"", "back\\slash", "per%20cent", "ünïcödé", "日本語", "🚀 astral", "\u202eright to left", "combining e\u0301", "zero\u200bwidth", "<xml>&amp;</xml>",
+    "plain", "with space", " leading", "trailing ", "tab\there", "new\nline", "carriage\rreturn", "nul\x00byte",
+    "colon: value", "comma,value",
+    "quote'\"", "back\\slash", "per%20cent", "ünïcödé", "日本語", "🚀 astral",
+    "\u202eright to left", "combining e\u0301", "zero\u200bwidth", "<xml>&amp;</xml>",
     '{"json": 1}', "=?utf-8?q?mime?=", "null", "true", "0", "-1", "1e400", "ALLCAPS", "x" * 1000,
 )  # fmt: skip

@@ -56,8 +56,7 @@ class Consumer:
         elif self._then == "wait":
             await anyio.sleep(self._seconds)
             say("done", data=message.data)
-        elif self._then == "reply":
-            return message.data
+        return message.data if self._then == "reply" else None
 
 
 async def main() -> None:

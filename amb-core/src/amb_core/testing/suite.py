@@ -24,7 +24,7 @@ def conformance_suite(
     jobs: int = JOBS,
     backend: Backend = "asyncio",
 ) -> type:
-    """A test class with one test per case id (``test_A1`` … ``test_N8``), to be assigned to a name that pytest collects.
+    """A class with one test per case id (``test_A1`` … ``test_N8``), to be assigned to a name that pytest collects.
 
     `make` is called when the first test runs: a broker, or a `Rig`. The selected cases run together, `jobs` at a
     time; each test then reports its own outcome. A refusal passes; what is not declared and cannot be asked for, and

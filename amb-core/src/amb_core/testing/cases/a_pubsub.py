@@ -160,7 +160,7 @@ async def A10_confirmed_means_the_broker_said_so(t: Target) -> None:
     """A confirmed publish does not return while the broker is frozen, and returns after it thaws."""
     bus = t.bus()
     await bus.publish(t.topic("warm"), 0, wait_for_confirmation=True)
-    done = anyio.Event()
+    done, early = anyio.Event(), True
 
     async def publish() -> None:
         await bus.publish(t.topic("frozen"), 1, wait_for_confirmation=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import anyio
 
@@ -100,19 +101,23 @@ async def B4_very_first_message_of_a_new_topic(t: Target) -> None:
         t.ledger.check(shared)
 
 
+async def _other_member(t: Target, pattern: str) -> Callable[[], list[Any]]:
+    """A member of the group, in another process where there are others; returns what tells what it got."""
+    if t.capabilities.single_process:
+        other = t.recorder("the other member", "workers")
+        await t.bus().subscribe(pattern, other, group="workers")
+        return lambda: other.data
+    child = await t.child(pattern, group="workers")
+    return lambda: child.data
+
+
 @case("B5", needs="groups")
 async def B5_wildcard_groups(t: Target) -> None:
     """A pattern shared by a group over two members: each match once; what does not match does not stay pending."""
     pattern, bus = t.topic("jobs.*.run"), t.bus()
     here = t.recorder("this member", "workers")
     await bus.subscribe(pattern, here, group="workers")
-    if t.capabilities.single_process:
-        other = t.recorder("the other member", "workers")
-        await t.bus().subscribe(pattern, other, group="workers")
-        there = lambda: list(other.data)  # noqa: E731
-    else:
-        child = await t.child(pattern, group="workers")
-        there = lambda: list(child.data)  # noqa: E731
+    there = await _other_member(t, pattern)
     for number in range(60):
         await t.ledger.publish(bus, t.topic("jobs", str(number % 6), "run" if number % 3 else "skip"), number)
     expected = [number for number in range(60) if number % 3]
@@ -233,6 +238,5 @@ async def B10_random_patterns(t: Target) -> None:
     got = await _matches(t, patterns, topics)
     for pattern in patterns:
         right = {topic for topic in topics if reference(pattern, topic)}
-        assert got[pattern] == right, (
-            f"{pattern} matched {sorted(got[pattern] - right)} wrongly and missed {sorted(right - got[pattern])} (seed {seed})"
-        )
+        wrong, missed = sorted(got[pattern] - right), sorted(right - got[pattern])
+        assert got[pattern] == right, f"{pattern} matched {wrong} wrongly and missed {missed} (seed {seed})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..tamper import TamperedBroker
 
 @case("D1", needs="groups")
 async def D1_acknowledged_only_when_the_handler_has_returned(t: Target) -> None:
-    """In automatic mode nothing is acknowledged before the handler has returned; killed inside it, the message comes again."""
+    """Automatic mode acknowledges nothing before the handler returned; killed inside it, the message comes again."""
     returned, running = anyio.Event(), anyio.Event()
     settled: list[tuple[str, bool]] = []
 
@@ -50,7 +50,7 @@ async def D1_acknowledged_only_when_the_handler_has_returned(t: Target) -> None:
 
 @case("D2", needs="lease")
 async def D2_manual_mode_waits_for_the_verdict(t: Target) -> None:
-    """Manual mode: unsettled comes again after the lease and not before; acknowledged never again, also after a restart."""
+    """Manual mode: unsettled comes again after the lease, not before; acknowledged never again, a restart included."""
 
     async def first_time_nothing(message: Message) -> None:
         if message.data == "ack" or message.attempt > 1:
@@ -208,7 +208,7 @@ async def D6_settling_twice(t: Target) -> None:
 
 
 @asynccontextmanager
-async def _feed(t: Target, word: str, limit: int = 10) -> Any:
+async def _feed(t: Target, word: str, limit: int = 10) -> AsyncIterator[Feed]:
     async with t.connect() as connection, connection.open(t.source(t.topic(word), "workers", limit=limit)) as feed:
         yield feed
 
@@ -254,7 +254,7 @@ async def _late_verdict(t: Target) -> None:
 
 @case("D8", needs="redelivery", fixtures="proxy")
 async def D8_cut_while_the_handler_runs(t: Target) -> None:
-    """The connection is cut while a handler runs and its acknowledgement fails: the consumer resumes, nothing is lost."""
+    """The connection is cut while a handler runs and its acknowledgement fails: the consumer resumes; nothing lost."""
     proxy, broker = await t.proxied()
     running, free = anyio.Event(), anyio.Event()
 
@@ -389,7 +389,7 @@ async def D13_nobody_wants_it(t: Target) -> None:
 
 @case("D14")
 async def D14_batches(t: Target) -> None:
-    """A batch comes at its size or its waiting time and is acknowledged as one; an exception acknowledges none of it."""
+    """A batch comes at its size or after its wait and is acknowledged as one; an exception acknowledges nothing."""
     batches: list[list[Any]] = []
     failed: list[Any] = []
 

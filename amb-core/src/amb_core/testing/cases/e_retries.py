@@ -72,7 +72,7 @@ async def E2_not_retryable(t: Target) -> None:
 
 @case("E3")
 async def E3_what_a_dead_letter_says(t: Target) -> None:
-    """A dead letter keeps id, data, headers and key, and adds topic, reason, error, attempts, times, group and handler."""
+    """A dead letter keeps id, data, headers, key, and adds topic, reason, error, attempts, times, group, handler."""
     bus, dead = t.bus(dead_letter_queue=t.topic("dead")), t.recorder("the dead letters")
     seen = t.recorder("the handler", None, failing())
     began = time.time()
@@ -249,7 +249,7 @@ async def E9_the_policy_decides_how_often(t: Target) -> None:
 
 @case("E10")
 async def E10_time_to_live(t: Target) -> None:
-    """With a time to live of 1 s: delivered at 0.5 s; never at 1.5 s, neither from a backlog nor after a retry; counted."""
+    """With 1 s to live: delivered at 0.5 s; never at 1.5 s, neither from a backlog nor after a retry; counted."""
     bus, seen = t.bus(), t.recorder("the handler")
     subscription = await bus.subscribe(t.topic("jobs"), seen, **t.group())
     subscription.pause()

@@ -140,7 +140,7 @@ def free_port() -> int:
 
 @case("G6", fixtures="proxy")
 async def G6_started_before_the_broker(t: Target) -> None:
-    """With the broker down connecting is tried until the deadline, then a typed error; with it back in time it works."""
+    """With the broker down connecting is tried until the deadline, then a typed error; back in time, it works."""
     assert t.rig.through is not None and t.rig.address is not None
     port = free_port()
     bus = MessageBus(t.rig.through("127.0.0.1", port), connect_timeout=1.5)
@@ -167,7 +167,7 @@ async def G6_started_before_the_broker(t: Target) -> None:
 
 @case("G7", fixtures="control", within=90)
 async def G7_everything_is_restored(t: Target) -> None:
-    """After a restart of the broker subscriptions, wildcards, groups, replies and dead letters work, without user code."""
+    """After a restart of the broker subscriptions, wildcards, groups, replies, dead letters work, without user code."""
     bus, dead = t.bus(dead_letter_queue=t.topic("dead")), t.recorder("the dead letters")
     exact, wild, shared = t.recorder("exact"), t.recorder("wildcard"), t.recorder("group")
 
@@ -300,7 +300,7 @@ async def _replay_pattern(t: Target, bus: MessageBus) -> list[Any]:
 
 @case("G10", needs="durable_groups", fixtures="destroy", within=60)
 async def G10_deleted_under_a_live_consumer(t: Target) -> None:
-    """What the broker keeps for a topic is deleted under a live consumer: within 10 s it consumes again or says why not."""
+    """What is kept for a topic is deleted under a live consumer: within 10 s it consumes again or says why not."""
     assert t.rig.destroy is not None
     bus, publisher, seen = t.bus(), t.bus(), t.recorder("the consumer", "workers")
     subscription = await bus.subscribe(t.topic("jobs"), seen, group="workers")

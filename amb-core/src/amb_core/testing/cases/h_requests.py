@@ -39,14 +39,15 @@ async def H1_each_gets_its_own_reply(t: Target) -> None:
         for number in range(100):
             group.start_soon(ask, number)
     assert answers == {number: number * 2 for number in range(100)}, f"answers: {answers}"
-    for value in (6, 0, "", False, [], {"a": None}, "ü"):
+    values: tuple[Any, ...] = (6, 0, "", False, [], {"a": None}, "ü")
+    for value in values:
         got = (await bus.request(t.topic("echo"), value, timeout=t.patience)).data
         assert got == value and type(got) is type(value), f"{value!r} came back as {got!r}"
 
 
 @case("H2")
 async def H2_timeout(t: Target) -> None:
-    """A request times out on time; its late reply is dropped and the responder was called once; nothing is left over."""
+    """A request times out on time; its late reply is dropped, the responder was called once, nothing is left over."""
     free, bus = anyio.Event(), t.bus()
 
     async def slow(message: Message) -> str:
@@ -95,7 +96,7 @@ async def H3_nobody_answers(t: Target) -> None:
 
 @case("H4")
 async def H4_remote_errors(t: Target) -> None:
-    """A responder's exception, and reply.error(), reach the caller at once, with type and text; all four ways to answer."""
+    """A responder's exception and reply.error() reach the caller at once, with type and text; four ways to answer."""
     bus, responding = t.bus(), t.bus()
 
     async def fail(message: Message) -> None:
@@ -161,7 +162,7 @@ async def H5_a_group_answers_once(t: Target) -> None:
 
 @case("H6")
 async def H6_scatter(t: Target) -> None:
-    """scatter() stops at the maximum, returns what came at the timeout, and raises with the partial answers below the minimum."""
+    """scatter() stops at the maximum, returns what came in time, raises with the partial answers below the minimum."""
 
     async def never(message: Message) -> Any:
         await anyio.sleep(60)

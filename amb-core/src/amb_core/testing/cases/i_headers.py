@@ -84,7 +84,7 @@ async def I3_many_and_large_headers(t: Target) -> None:
 
 @case("I4")
 async def I4_sizes(t: Target) -> None:
-    """Empty bodies, None, one byte, a megabyte and the largest message arrive; one byte more is refused before the network."""
+    """Empty bodies, None, one byte, a megabyte and the largest message arrive; one more byte is refused at once."""
     async with t.connect() as connection, connection.open(t.source(t.topic("raw"))) as feed:
         for body in (b"", b"x", b"\x00" * 10, b"y" * (1 << 20 if _allows(t, 1 << 20) else 1 << 10)):
             await t.send_raw(t.topic("raw"), body)
@@ -208,7 +208,7 @@ async def I8_traceparent(t: Target) -> None:
 
 @case("I9")
 async def I9_foreign_messages(t: Target) -> None:
-    """A message without AMB's headers is still a message: its data, topic and own headers reach the handler, and it settles."""
+    """A message without AMB's headers is still a message: data, topic and own headers reach the handler; it settles."""
 
     async def once_more(message: Message) -> None:
         if message.attempt == 1 and message.data == {"from": "elsewhere"}:

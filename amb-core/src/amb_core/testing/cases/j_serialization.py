@@ -63,7 +63,7 @@ def _random_text(dice: random.Random) -> str:
 
 @case("J1")
 async def J1_round_trips(t: Target) -> None:
-    """Values come back as they were, by JSON and MessagePack: big numbers, depth 100, and typed dates, decimals and bytes."""
+    """Values come back as they were, by JSON and MessagePack: big numbers, depth 100, typed dates, decimals, bytes."""
     seed = random.SystemRandom().randrange(1 << 32)
     dice = random.Random(seed)
     values = [_random_value(dice) for _ in range(60)]
@@ -250,8 +250,9 @@ async def J6_wire_format(t: Target) -> None:
     """A message travels in the headers of wire format 1, and a recorded frame of version 1 is understood."""
     bus, seen = t.bus(), t.recorder()
     message = Message(
-        t.topic("golden"), {"a": [1, "ü"]}, id="golden-1", headers={"own": "headér"}, metadata={"m": [1, None]}, priority="urgent",
-        sender="writer", correlation_id="corr", reply_to="some.where", ttl=600, trace_id="0af7651916cd43dd8448eb211c80319c", key="k",
+        t.topic("golden"), {"a": [1, "ü"]}, id="golden-1", headers={"own": "headér"}, metadata={"m": [1, None]},
+        priority="urgent", sender="writer", correlation_id="corr", reply_to="some.where", ttl=600,
+        trace_id="0af7651916cd43dd8448eb211c80319c", key="k",
     )  # fmt: skip
     async with t.connect() as connection, connection.open(t.source(t.topic("golden"))) as feed:
         await bus.publish(message)

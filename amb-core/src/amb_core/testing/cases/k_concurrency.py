@@ -147,7 +147,7 @@ async def K5_a_flood(t: Target) -> None:
 
 @case("K6", needs="lease", exclusive=True, within=90)
 async def K6_a_blocked_event_loop(t: Target) -> None:
-    """The event loop is blocked past the lease: a lost lease is reported, and nothing that another member has is settled."""
+    """The event loop is blocked past the lease: a lost lease is reported, and nobody else's delivery is settled."""
     ready = anyio.Event()
 
     async def block(message: Message) -> None:

@@ -167,7 +167,7 @@ async def _error_of(call: Any) -> BaseException | None:
 
 @case("N7", within=90)
 async def N7_health_tells_the_truth(t: Target) -> None:
-    """health() never raises; unhealthy within 5 s of a loss, healthy within 5 s of its end; connected is not consuming."""
+    """health() never raises; unhealthy within 5 s of a loss, healthy within 5 s after; connected is not consuming."""
     bus = t.bus()
     assert (await bus.health()).status == "unhealthy", "a bus that never connected is healthy"
     subscription = await bus.subscribe(t.topic("x"), t.recorder(), **t.group())
