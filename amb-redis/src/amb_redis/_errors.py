@@ -48,7 +48,7 @@ def translate(error: BaseException, doing: str, *, unknown: bool = False) -> Amb
     if isinstance(error, native.RedisClusterException) and error.__cause__ is not None:
         # "No reachable node": the cause says why.
         error = error.__cause__
-    text = str(error) or type(error).__name__
+    text = (str(error) or type(error).__name__).rstrip(".")
     # A script reports the errors of its commands with their codes, but not always as their types.
     for code, kind, advice in _BY_CODE:
         if code in text:

@@ -61,9 +61,9 @@ class Servers:
             for node, indexes in self._by_node(commands, todo):
                 got = await node.call([commands[i][1] for i in indexes], doing, unknown)
                 for i, reply in zip(indexes, got, strict=True):
-                    replies[i] = (
-                        await self._redirected(commands[i][1], reply, doing) if isinstance(reply, AskError) else reply
-                    )
+                    # A MovedError is an AskError too, but for good: it needs a new map.
+                    asked = isinstance(reply, AskError) and not isinstance(reply, MovedError)
+                    replies[i] = await self._redirected(commands[i][1], reply, doing) if asked else reply
             todo = [i for i in todo if isinstance(replies[i], MovedError)]
             if not todo and not any(isinstance(reply, Unavailable | PublishUnknown) for reply in replies):
                 return replies
