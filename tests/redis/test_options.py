@@ -114,6 +114,21 @@ async def test_a_client_option_that_redis_py_does_not_know_is_named(make: Make) 
         await MessageBus(make(client_options={"no_such_thing": 1})).connect()
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_another_event_loop_than_asyncio_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="asyncio only"):
+        await MessageBus(RedisBroker()).connect()
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_on_uvloop(broker: RedisBroker) -> None:
+    async with MessageBus(broker) as bus:
+        seen = Collector()
+        await bus.subscribe("uv.#", seen, group="g")
+        await bus.publish("uv.x", 1)
+        await seen.wait()
+
+
 async def test_prefixes_keep_systems_apart(make: Make, prefix: str) -> None:
     for use_streams in (True, False):
         one, other = make(use_streams=use_streams), make(use_streams=use_streams, prefix=f"{prefix}x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import secrets
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from amb_core.broker import Connection, Feed, Incoming, Outgoing, Source
-from amb_core.errors import AmbError, NoResponders, PartialFailure, PublishUnknown, UnsupportedError
+from amb_core.errors import AmbError, ConfigurationError, NoResponders, PartialFailure, PublishUnknown, UnsupportedError
 
 from . import _scripts
 from ._errors import translate
@@ -41,6 +42,12 @@ _LEAVING = 3.0
 @asynccontextmanager
 async def connect(options: RedisBroker) -> AsyncIterator[Connection]:
     """See `amb_core.broker.Broker.connect`."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "RedisBroker runs on asyncio only (uvloop included): run the program with it, or use the memory broker"
+        ) from None
     async with servers(options) as found:
         yield RedisConnection(options, found)
 
