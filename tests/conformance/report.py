@@ -27,8 +27,8 @@ def run(name: str) -> Report | str:
     try:
         with BACKENDS[name]() as rig:
             return conform(msgspec.structs.replace(rig, name=name), jobs=JOBS)
-    except MissingServer as missing:
-        return str(missing)
+    except (MissingServer, OSError, RuntimeError) as error:  # the next backend is worth a try all the same
+        return f"{type(error).__name__}: {error}"
 
 
 def describe(report: Report) -> list[str]:
