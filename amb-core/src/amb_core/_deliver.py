@@ -14,7 +14,7 @@ import msgspec
 
 from ._filters import MessageFilter
 from ._handlers import Handler
-from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, ID, AckMode, Message, Settled, number
+from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, ID, INBOX, AckMode, Message, Settled, number
 from ._retry import RetryPolicy
 from .broker import Incoming, Settlement, Verdict
 from .concurrency import absorb_cancellation, drive, resume
@@ -215,6 +215,8 @@ class Processor:
                 message.data = self._decode(incoming)
         except Exception as error:  # DecodeError, or whatever the user's filter raised
             self.failed(delivery, error)
+            if self._handler.responds and INBOX in headers and isinstance(error, DecodeError):
+                self._consumer.host.start_soon(self._requests.refuse, message, error)
             return None
         return message
 

@@ -30,6 +30,8 @@ class Handler(msgspec.Struct, frozen=True):
     #: The handler wants the payload itself, not a Message.
     bare: bool
     takes_reply: bool
+    #: Its value answers requests.
+    responds: bool = False
 
 
 def compile_handler(function: Callable[..., Any], *, batch: bool, in_thread: bool | None, concurrency: int) -> Handler:
