@@ -128,6 +128,7 @@ async def M4_a_slow_topic_stops_nobody(t: Target) -> None:
         await t.ledger.publish(bus, t.topic("slow"), number)
         ids.append(await t.ledger.publish(bus, t.topic("fast"), number))
     await t.ledger.drained(fast, ids=ids, within=t.patience)
+    await slow.reaches(1, t.patience)  # perhaps its worker had no turn yet
     assert len(slow.seen) == 1, f"the stuck handler was called {len(slow.seen)} times"
     free.set()
     await slow.reaches(100, t.patience)
