@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import msgspec
@@ -99,7 +100,7 @@ async def test_a_socket_instead_of_a_port(own_redis_server: RedisServer) -> None
         await seen.wait()
 
 
-async def test_pool_size_bounds_the_connections_for_publishing(make: Make, native: redis.Redis, prefix: str) -> None:
+async def test_pool_size_bounds_the_connections_for_publishing(make: Make, native: Any, prefix: str) -> None:
     broker = make(pool_size=2, client_options={"client_name": prefix})
     async with MessageBus(broker) as bus, anyio.create_task_group() as group:
         for number in range(200):
@@ -143,9 +144,7 @@ async def test_prefixes_keep_systems_apart(make: Make, prefix: str) -> None:
             assert (mine.data, theirs.data) == (["mine"], ["theirs"])
 
 
-async def test_consumer_group_is_the_group_of_those_that_name_none(
-    make: Make, native: redis.Redis, prefix: str
-) -> None:
+async def test_consumer_group_is_the_group_of_those_that_name_none(make: Make, native: Any, prefix: str) -> None:
     broker, first, second = make(consumer_group="my-agents"), Collector(), Collector()
     async with MessageBus(broker) as bus, MessageBus(broker) as other:
         await bus.subscribe("shared.work", first)
@@ -158,9 +157,7 @@ async def test_consumer_group_is_the_group_of_those_that_name_none(
     assert [group["name"] for group in groups] == [b"my-agents@shared.work"]
 
 
-async def test_dead_letter_queue_is_the_topic_of_buses_that_name_none(
-    make: Make, native: redis.Redis, prefix: str
-) -> None:
+async def test_dead_letter_queue_is_the_topic_of_buses_that_name_none(make: Make, native: Any, prefix: str) -> None:
     async with MessageBus(make(dead_letter_queue="dlq:agent-messages")) as bus:
         assert bus.dead_letter_queue == DeadLetterQueue("dlq:agent-messages")
         await bus.subscribe("work", Collector(RuntimeError("no")), group="g", retries=0)
@@ -171,9 +168,7 @@ async def test_dead_letter_queue_is_the_topic_of_buses_that_name_none(
     assert msgspec.json.decode(fields[b"headers"])["amb-dead-topic"] == "work"
 
 
-async def test_without_streams_nothing_is_stored_and_groups_are_refused(
-    make: Make, native: redis.Redis, prefix: str
-) -> None:
+async def test_without_streams_nothing_is_stored_and_groups_are_refused(make: Make, native: Any, prefix: str) -> None:
     async with MessageBus(make(use_streams=False)) as bus:
         seen = Collector()
         await bus.subscribe("plain.#", seen)
@@ -220,7 +215,7 @@ async def test_wait_replicas_says_when_too_few_have_the_message(make: Make) -> N
 
 
 class TestStreamMaxLen:
-    async def test_caps_what_nobody_needs(self, make: Make, native: redis.Redis, prefix: str) -> None:
+    async def test_caps_what_nobody_needs(self, make: Make, native: Any, prefix: str) -> None:
         async with MessageBus(make(stream_max_len=100)) as bus:
             for start in range(0, 2000, 50):
                 async with anyio.create_task_group() as group:
@@ -230,7 +225,7 @@ class TestStreamMaxLen:
 
     @pytest.mark.parametrize("pattern", ["kept", "kept.#", "#"])
     async def test_keeps_what_a_group_has_not_read_and_says_so(
-        self, make: Make, native: redis.Redis, prefix: str, caplog: pytest.LogCaptureFixture, pattern: str
+        self, make: Make, native: Any, prefix: str, caplog: pytest.LogCaptureFixture, pattern: str
     ) -> None:
         broker, seen, number = make(stream_max_len=50), Collector(), 0
         async with MessageBus(broker) as bus:
@@ -251,7 +246,7 @@ class TestStreamMaxLen:
                 await bus.publish("kept", "later")
             await eventually(lambda: native.xlen(f"{prefix}:{{kept}}:s") <= 200, "it is trimmed when read", 10)
 
-    async def test_keeps_what_is_not_settled(self, make: Make, native: redis.Redis, prefix: str) -> None:
+    async def test_keeps_what_is_not_settled(self, make: Make, native: Any, prefix: str) -> None:
         release, held = anyio.Event(), list[object]()
 
         async def hold_the_first(data: int) -> None:

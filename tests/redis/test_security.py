@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import msgspec
@@ -146,7 +147,7 @@ async def test_others_go_on_beside_a_denied_topic(secured: RedisBroker, admin: r
 
 
 async def test_a_right_that_is_withdrawn_shows_in_health(secured: RedisBroker, admin: redis.Redis) -> None:
-    rights = {"enabled": True, "passwords": ["+a"], "channels": ["*"], "commands": ["+@all"]}
+    rights: dict[str, Any] = {"enabled": True, "passwords": ["+a"], "channels": ["*"], "commands": ["+@all"]}
     admin.acl_setuser("once", keys=["*"], **rights)
     async with MessageBus(msgspec.structs.replace(secured, username="once", password="a")) as bus:
         subscription, seen = await bus.subscribe("open.y", Collector()), Collector()

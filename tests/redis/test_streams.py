@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-import redis
 from amb_core import DeadLetterQueue, Message, MessageBus
 from amb_core.broker import Connection, Feed, Incoming, Outgoing, Settlement, Source
 from amb_core.errors import ConfigurationError, LeaseLost, PartialFailure
@@ -45,7 +44,7 @@ JOBS = Source(id="s", pattern="jobs", group="g")
 
 class TestKeys:
     async def test_a_message_is_one_entry_that_others_can_read(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
+        self, broker: RedisBroker, native: Any, prefix: str
     ) -> None:
         async with MessageBus(broker) as bus:
             id = await bus.publish("agents.a", {"x": 1}, headers={"h": "v"}, key="k")
@@ -58,7 +57,7 @@ class TestKeys:
         assert native.xlen(f"{prefix}:{{agents.a}}:x") == 1, "CRITICAL goes to the express stream"
         assert native.smembers(f"{prefix}:{{topics}}") == {b"agents.a"}
 
-    async def test_a_foreign_entry_is_a_message(self, broker: RedisBroker, native: redis.Redis, prefix: str) -> None:
+    async def test_a_foreign_entry_is_a_message(self, broker: RedisBroker, native: Any, prefix: str) -> None:
         async with MessageBus(broker) as bus:
             seen = Collector()
             await bus.subscribe("foreign", seen, group="g")
@@ -68,7 +67,7 @@ class TestKeys:
             assert seen.data == [{"a": 1}, 2]
             assert seen.messages[0].headers["source"] == "elsewhere"
 
-    async def test_braces_and_percents_in_a_topic(self, broker: RedisBroker, native: redis.Redis, prefix: str) -> None:
+    async def test_braces_and_percents_in_a_topic(self, broker: RedisBroker, native: Any, prefix: str) -> None:
         async with MessageBus(broker) as bus:
             seen = Collector()
             await bus.subscribe("odd.*", seen, group="g")
@@ -78,16 +77,14 @@ class TestKeys:
             assert sorted(message.topic for message in seen.messages) == sorted(["odd.{a}", "odd.%7Bb", "odd.}{"])
         assert native.exists(f"{prefix}:{{odd.%7Ba%7D}}:s", f"{prefix}:{{odd.%257Bb}}:s") == 2
 
-    async def test_a_key_that_holds_something_else_is_told(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
-    ) -> None:
+    async def test_a_key_that_holds_something_else_is_told(self, broker: RedisBroker, native: Any, prefix: str) -> None:
         native.set(f"{prefix}:{{taken}}:s", "a string")
         async with MessageBus(broker) as bus:
             with pytest.raises(ConfigurationError, match="prefix"):
                 await bus.publish("taken", 1)
 
     async def test_an_ungrouped_subscription_leaves_no_trace(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
+        self, broker: RedisBroker, native: Any, prefix: str
     ) -> None:
         async with MessageBus(broker) as bus:
             seen = Collector()
@@ -97,9 +94,7 @@ class TestKeys:
         assert native.xinfo_groups(f"{prefix}:{{seen.x}}:s") == []
         assert native.hgetall(f"{prefix}:{{topics}}:groups") == {}
 
-    async def test_a_member_that_leaves_is_forgotten(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
-    ) -> None:
+    async def test_a_member_that_leaves_is_forgotten(self, broker: RedisBroker, native: Any, prefix: str) -> None:
         async with MessageBus(broker) as bus:
             seen = Collector()
             await bus.subscribe("left.x", seen, group="g")
@@ -113,7 +108,7 @@ class TestKeys:
 
 class TestDelays:
     async def test_a_delayed_message_waits_in_a_set_and_comes_on_time(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
+        self, broker: RedisBroker, native: Any, prefix: str
     ) -> None:
         async with MessageBus(broker) as bus:
             seen, began = Collector(), time.monotonic()
@@ -138,9 +133,7 @@ class TestDelays:
             await bus.subscribe("later", seen, group="g")
             await seen.wait()
 
-    async def test_a_retry_comes_to_the_failing_group_only(
-        self, broker: RedisBroker, native: redis.Redis, prefix: str
-    ) -> None:
+    async def test_a_retry_comes_to_the_failing_group_only(self, broker: RedisBroker, native: Any, prefix: str) -> None:
         async with MessageBus(broker) as bus:
             failing, fine = Collector(RuntimeError("once"), failures=1), Collector()
             await bus.subscribe("jobs", failing, group="failing", retries=2, retry_delay=0.2)
@@ -358,7 +351,7 @@ async def test_health_says_who_answers(broker: RedisBroker) -> None:
     assert health.details["version"].startswith("redis ")
 
 
-async def test_two_hundred_topics_at_rest_cost_nothing(broker: RedisBroker, native: redis.Redis) -> None:
+async def test_two_hundred_topics_at_rest_cost_nothing(broker: RedisBroker, native: Any) -> None:
     async with MessageBus(msgspec.structs.replace(broker, lease=30.0)) as bus:
         for number in range(200):
             await bus.publish(f"rest.{number}", number)
