@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
 from typing import Any
 
 import anyio
@@ -93,10 +94,11 @@ async def test_three_restarts_during_three_thousand_messages(server: Server, fra
     total, seen = 3000, Collector()
     async with MessageBus(fragile, publish_timeout=20) as publisher, MessageBus(fragile) as consumer:
         await consumer.subscribe("work", seen, group="workers", concurrency=50)
-        accepted, unknown, pauses = list[int](), list[int](), list[float]()
+        numbers, accepted, unknown, pauses = count(), list[int](), list[int](), list[float]()
 
-        async def publish(numbers: range) -> None:
-            for number in numbers:
+        async def publish() -> None:
+            while len(accepted) < total or len(pauses) < 3:
+                number = next(numbers)
                 try:
                     await publisher.publish("work", number, wait_for_confirmation=True)
                     accepted.append(number)
@@ -105,22 +107,22 @@ async def test_three_restarts_during_three_thousand_messages(server: Server, fra
 
         async def restart() -> None:
             for share in (1, 2, 3):
-                await eventually(lambda: len(accepted) + len(unknown) >= share * total // 4, "progress", 60)  # noqa: B023
+                await eventually(lambda: len(accepted) >= share * total // 4, "progress", 60)  # noqa: B023
                 await anyio.to_thread.run_sync(server.restart)
                 before, began = len(seen.data), time.monotonic()
                 await eventually(lambda: len(seen.data) > before, "consuming again", 10)  # noqa: B023
                 pauses.append(time.monotonic() - began)
 
         async with anyio.create_task_group() as group:
-            for start in range(0, total, 100):
-                group.start_soon(publish, range(start, start + 100))
+            for _ in range(30):
+                group.start_soon(publish)
             group.start_soon(restart)
         await eventually(lambda: set(accepted) <= set(seen.data), "what was accepted arrives", 20)
-    assert len(accepted) + len(unknown) == total
     assert set(seen.data) <= set(accepted) | set(unknown)
-    assert len(pauses) == 3 and max(pauses) < 5, f"consuming again after {pauses}"
+    assert max(pauses) < 5, f"consuming again after {pauses}"
     # A handler that was running when the link broke keeps its lease: hardly anything comes twice.
     assert len(seen.data) - len(set(seen.data)) <= 3 * 50
+    assert len(unknown) <= 3 * 30
 
 
 async def test_a_frozen_server_shows_in_health_and_is_used_again_when_it_thaws(

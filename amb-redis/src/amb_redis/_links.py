@@ -11,7 +11,7 @@ import anyio
 from amb_core.errors import AmbError, ConfigurationError
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, SSLConnection
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 
 from . import _scripts
 from ._errors import NATIVE, translate
@@ -23,6 +23,9 @@ __all__ = ["Command", "Link", "Node", "Reply", "checked"]
 
 #: What hanging up may take, seconds.
 _GOODBYE = 0.5
+
+#: What the server says, as opposed to what happens to the link.
+_SAID = (ResponseError, AuthenticationError, BusyLoadingError)
 
 #: A command, and what the server says to it: errors are values here.
 Command: TypeAlias = tuple[Any, ...]
@@ -70,7 +73,7 @@ class Link:
         """Wait for the next answer. May be cancelled, and called again."""
         try:
             reply = await self._native.read_response(timeout=math.inf, disconnect_on_error=False)
-        except ResponseError as error:
+        except _SAID as error:
             reply = error
         self.owed -= 1
         return reply
@@ -130,7 +133,9 @@ class Node:
                         replies.append(await link.answer())
                     await self._learn(link, commands, replies)
             except NATIVE as native:
-                await link.close()
+                # What broke this link has probably broken the others, and not all of them show it.
+                self._free.append(link)
+                await self.close()
                 error = translate(native, doing, unknown=unknown)
                 return replies + [error] * (len(commands) - len(replies))
             except BaseException:
@@ -161,6 +166,7 @@ class Node:
             replies[i] = reply
 
     async def close(self) -> None:
+        """Hang up all links that are not in use."""
         while self._free:
             await self._free.pop().close()
 
