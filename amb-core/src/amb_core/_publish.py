@@ -269,9 +269,10 @@ class Publisher:
         deadline = min(entry[2] for entry in batch)
         connection: Connection | None = None
         try:
-            connection = await self._host.connection_up(max(0.0, deadline - time.monotonic()))
-            with anyio.fail_after(self.timeout):
-                await connection.send([entry[0] for entry in batch])
+            connection = self._host.connection
+            if connection is None:
+                connection = await self._host.connection_up(max(0.0, deadline - time.monotonic()))
+            await bounded(connection.send([entry[0] for entry in batch]), self.timeout)
         except PartialFailure as failure:
             errors = failure.errors
         except Exception as error:
