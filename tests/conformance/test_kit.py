@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from amb_core import InMemoryBroker, MessageBus
+from amb_core import Capabilities, InMemoryBroker, MessageBus
 from amb_core.testing import IDS, Ledger, Outcome, Report, Rig, conform, conformance_suite, rig_for
 from amb_core.testing import _case as registry
 from amb_core.testing._case import Case, cases
@@ -264,15 +264,20 @@ def test_a_missing_fixture_is_never_a_pass() -> None:
     assert (found.result, found.detail) == ("refused", "topics need no making")
 
 
-def test_what_is_not_declared_has_to_be_refused() -> None:
-    """A bus that does it all the same fails the case."""
+class Modest(InMemoryBroker, frozen=True):
+    """Has groups and does not say so."""
 
-    class Modest(InMemoryBroker, frozen=True):
-        @property
-        def capabilities(self) -> Any:
-            return msgspec.structs.replace(super().capabilities, groups=False)
+    @property
+    def capabilities(self) -> Capabilities:
+        return msgspec.structs.replace(super().capabilities, groups=False)
 
+
+def test_what_is_not_declared_has_to_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus that does it all the same, or connects before it refuses, fails the case."""
     assert conform(Modest(), ids=["C1"]).ids("refused") == ["C1"]
+    monkeypatch.setattr("amb_core._assemble.require", lambda broker, what, test: None)
+    (outcome,) = conform(Modest(), ids=["C1"]).outcomes
+    assert outcome.result == "failed" and "connected before it refused" in outcome.detail, outcome
 
 
 def test_a_report_says_how_it_went() -> None:
