@@ -109,7 +109,7 @@ async def test_a_buried_message_whose_removal_failed_is_not_buried_again(broker:
         reopen.set()
         feed = await broker.feed(2)
         await eventually(lambda: len(feed.settled) == 2, lambda: f"two verdicts in {feed.settled}")
-    assert sorted(feed.verdicts()) == [(token, "discard") for token in sorted(tokens)]
+    assert set(feed.verdicts()) == {(token, "discard") for token in tokens}
     assert len(broker.sent) == 2
 
 

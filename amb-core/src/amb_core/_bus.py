@@ -29,7 +29,7 @@ from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
 from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
 from .concurrency import bounded_rest
-from .errors import CircuitOpen, NoResponders, PartialFailure, RequestTimeout
+from .errors import BusClosed, CircuitOpen, NoResponders, PartialFailure, RequestTimeout
 from .serializer import Serializer
 from .topics import compile_pattern, validate_pattern
 
@@ -158,8 +158,10 @@ class MessageBus:
 
     async def disconnect(self) -> None:
         """Stop taking messages, let running handlers finish and settle within `drain_timeout`, give back
-        what never started, disconnect. Idempotent, from any task. Raises what stopped the bus before."""
-        await self.host.stop()
+        what never started, disconnect. Idempotent, from any task; from inside a handler it returns at once, and the
+        bus ends when its handlers have. Raises what stopped the bus before."""
+        own = current_consumer.get()
+        await self.host.stop(wait=own is None or own.host is not self.host)
 
     async def __aenter__(self) -> MessageBus:
         await self.connect()
@@ -174,10 +176,10 @@ class MessageBus:
     async def run_forever(self) -> None:
         """Connect and consume until SIGINT, SIGTERM or ``disconnect()``; then drain and return. Raises what
         stopped the bus, and as `connect`."""
+        failure: BaseException | None = None
         async with anyio.create_task_group() as group:
             # Before connecting: whoever sees the bus at work may send the signal.
             await group.start(self._stop_on_signal)
-            failure: BaseException | None = None
             try:
                 await self.connect()
                 await self.host.wait_ended()
@@ -320,6 +322,8 @@ class MessageBus:
         BrokerUnavailable (within `connect_timeout`), BusClosed."""
         subscription = self._new_subscription(topic, handler, options)
         await self.host.ensure()
+        if self.host.state != "up":
+            raise BusClosed(f"the bus is being disconnected: no subscription to {topic!r} can begin")
         supervised = self._begin(subscription, awaited=True)
         try:
             await self.host.wait_live(supervised)
@@ -372,6 +376,12 @@ class MessageBus:
         for supervised in ending:
             if supervised.consumer is not own:
                 await self.host.retire(supervised)
+
+    def drop(self, subscription: Subscription) -> None:
+        """As `unsubscribe`, without waiting. Does not block."""
+        supervised = self._forget(subscription)
+        if supervised is not None:
+            self.host.retire_soon(supervised)
 
     def _forget(self, subscription: Subscription) -> Supervised | None:
         for members in (self._live, self._declared):

@@ -21,6 +21,7 @@ import msgspec
 from ._breaker import Breaker
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
+from ._keys import Keys
 from ._message import NORMAL, PRIORITY, priority_of
 from .broker import Capabilities, Feed, KnowsPeers, Source
 from .concurrency import Future, Wakeup, new_future
@@ -65,7 +66,7 @@ class Consumer:
         self.leased = source.group is not None and capabilities.redelivery == "broker"
         self._silent = capabilities.single_process  # its feeds have nothing to answer while they wait
         self._delays = capabilities.delay != "none"
-        self._ordered = source.ordered_by is not None
+        self._keys = None if source.ordered_by is None else Keys()
         self.feed: Feed | None = None
         self.ended: Future[BaseException | None] | None = None
         self.paused = self.stopping = self.aborted = False
@@ -78,7 +79,6 @@ class Consumer:
         #: Received and not started: in plain order, or in lanes as soon as one of them has a priority.
         self._ready: deque[Delivery] = deque()
         self._lanes: Lanes[Delivery] = Lanes()
-        self._busy_keys: dict[str, deque[Delivery]] = {}
         self._held: set[Delivery] = set()
         self.pending: list[Delivery] = []
         self._waiters: list[Future[None]] = []
@@ -225,7 +225,7 @@ class Consumer:
             delivery = self._lanes.pop() if self._lanes.waiting else self._ready.popleft()
             if delivery.lost or delivery.verdict is not None:
                 continue
-            if not self._ordered or self._takes_key(delivery):
+            if self._keys is None or self._keys.take(delivery):
                 return delivery
         return None
 
@@ -301,35 +301,6 @@ class Consumer:
             raise
         return batch
 
-    # --- order per key
-
-    def _takes_key(self, delivery: Delivery) -> bool:
-        key = delivery.incoming.key
-        if key is None or delivery.held_key:
-            return True
-        waiting = self._busy_keys.get(key)
-        if waiting is not None:
-            waiting.append(delivery)
-            return False
-        self._busy_keys[key] = deque()
-        delivery.held_key = True
-        return True
-
-    def _frees_key(self, delivery: Delivery) -> None:
-        key = delivery.incoming.key
-        if not delivery.held_key or key is None:
-            return
-        delivery.held_key = False
-        waiting = self._busy_keys[key]
-        while waiting:
-            following = waiting.popleft()
-            if not following.lost:
-                following.held_key = True
-                self._lanes.push_front(NORMAL, following)
-                self.kick()
-                return
-        del self._busy_keys[key]
-
     # --- settling
 
     def decided(self, delivery: Delivery) -> None:
@@ -346,6 +317,12 @@ class Consumer:
         else:
             self._some_dead = self._some_dead or delivery.verdict == "dead"
             self.pending.append(delivery)
+
+    def _frees_key(self, delivery: Delivery) -> None:
+        following = self._keys.free(delivery) if self._keys is not None else None
+        if following is not None:
+            self._lanes.push_front(NORMAL, following)
+            self.kick()
 
     def left_open(self, delivery: Delivery) -> None:
         """A handler with manual acknowledgement returned without a verdict: the lease runs from now on."""
@@ -537,10 +514,8 @@ class Consumer:
 
     def _forget_unstarted(self) -> None:
         if self.by_broker or self.source.ordered_by:
-            for waiting in self._busy_keys.values():
-                for delivery in waiting:
-                    delivery.settle("release")
-                waiting.clear()
+            for delivery in self._keys.drain() if self._keys is not None else ():
+                delivery.settle("release")
             self._release_unstarted()
         else:
             for _ in self._unstarted():

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from ._consumer import Consumer
+from ._deliver import current_consumer
 from ._leaving import LAST_WORDS, left_in_time
 from ._timers import Timers
 from .broker import Broker, Connection, Feed, Outgoing
@@ -96,6 +97,11 @@ class Host:
         self.farewell: Callable[[], None] = lambda: None
         self.fatal: BaseException | None = None
         self._group: TaskGroup
+        self._up: anyio.Event
+        self._down: anyio.Event
+        self._started: anyio.Event
+        self._ended: anyio.Event
+        self._stop: anyio.Event
         self._task: asyncio.Task[None] | None = None
         self._pending_live: list[Supervised] = []
         self._connecting: anyio.CancelScope | None = None
@@ -138,7 +144,11 @@ class Host:
     async def start(self) -> None:
         """Connect. Idempotent, and safe to call concurrently. Raises: BrokerUnavailable when the broker was
         not reached in time; AuthenticationError, AccessDenied and ConfigurationError at once."""
-        if self.state in ("up", "stopping"):
+        if self.state == "stopping":
+            if current_consumer.get() is not None:
+                raise BusClosed("the bus is being disconnected and waits for this handler: connect() after that")
+            await self._ended.wait()
+        if self.state == "up":
             return
         if self.state != "starting":
             self.state, self.fatal = "starting", None
@@ -407,12 +417,14 @@ class Host:
 
     # --- stopping
 
-    async def stop(self) -> None:
+    async def stop(self, wait: bool = True) -> None:
         """Drain and disconnect. Idempotent, and safe to call concurrently. Raises what stopped the bus before."""
         if self.state not in ("new", "closed"):
             self._stop.set()
             if self._connecting is not None:
                 self._connecting.cancel()
+            if not wait:
+                return
             await self._ended.wait()
         elif self.state == "new":
             self.state, self.fatal = "closed", None

@@ -30,7 +30,11 @@ class _Buffer:
         moved_on: Future[None] = new_future()
         self.ready.append((message, moved_on))
         self.wake()
-        await moved_on
+        try:
+            await moved_on
+        finally:
+            if not moved_on.done():  # cancelled, and so given back: nobody may read it now
+                moved_on.set_result(None)
 
     def move_on(self) -> None:
         current, self.current = self.current, None
@@ -75,6 +79,7 @@ class MessageStream:
     async def __aenter__(self) -> MessageStream:
         if self._subscription is None and not self._buffer.closed:
             self._subscription = await self._subscribe(self._buffer.put)
+            self._subscription.when_gone(self._buffer.close)
         return self
 
     async def __aexit__(
@@ -86,26 +91,29 @@ class MessageStream:
         return self
 
     async def __anext__(self) -> Message:
-        """The next message; waits for it. Raises: StopAsyncIteration after `aclose`, and as subscribing."""
+        """The next message; waits for it. Raises: StopAsyncIteration after `aclose`, or when the bus was left; and
+        as subscribing."""
         buffer = self._buffer
         buffer.move_on()
         await self.__aenter__()
-        while not buffer.ready:
+        while True:
+            while buffer.ready:
+                buffer.current = buffer.ready.popleft()
+                if not buffer.current[1].done():
+                    return buffer.current[0]
             if buffer.closed:
                 raise StopAsyncIteration
             buffer.waiter = new_future()
             await buffer.waiter
-        buffer.current = buffer.ready.popleft()
-        return buffer.current[0]
 
     async def aclose(self) -> None:
         """End the subscription; what was not settled is given back. Idempotent."""
         self._buffer.close()
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
+        if subscription is not None and subscription.supervised is not None:
             await subscription.unsubscribe()
 
     def __del__(self) -> None:
-        # `break` drops the iterator: what it held must not wait for the end of the bus's grace time.
-        if self._subscription is not None and not self._buffer.closed:
+        # `break` drops the iterator: what it held, and what would come yet, must not wait for the end of the bus.
+        if self._subscription is not None and not self._buffer.closed and self._subscription.drop():
             self._buffer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +79,21 @@ class Subscription(str):
     async def unsubscribe(self) -> None:
         """See `MessageBus.unsubscribe`."""
         await self._bus.unsubscribe(self)
+
+    def drop(self) -> bool:
+        """Begin to end it, if this is the event loop's thread."""
+        supervised = self.supervised
+        if supervised is None or supervised.consumer.thread != threading.get_ident():
+            return False
+        self._bus.drop(self)
+        return True
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when it has ended, be it with its bus."""
+        if self.supervised is None or self.supervised.gone.is_set():
+            callback()
+        else:
+            self.supervised.when_gone.append(callback)
 
     def pause(self) -> None:
         """Start no more handlers; messages wait on the broker. Raises: BusClosed if the bus is not connected."""
