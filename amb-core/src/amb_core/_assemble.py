@@ -165,4 +165,4 @@ def _add_breakers(bus: MessageBus, consumer: Consumer, settings: Settings) -> No
     elif bus.circuit_breaker is not None:
         consumer.breakers.append(bus.breaker(settings.pattern))
     for breaker in consumer.breakers:
-        breaker.listeners.append(consumer.breaker_changed)
+        breaker.members.append(consumer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -33,23 +33,42 @@ class CircuitBreaker(msgspec.Struct, frozen=True):
 State = Literal["closed", "open", "half_open"]
 
 
+class Guarded(Protocol):
+    """What a breaker knows of a subscription."""
+
+    #: Handlers that run now.
+    running: int
+
+    def breaker_changed(self) -> None:
+        """It opened or closed, or has a place again."""
+        ...
+
+
 class Breaker:
     """One breaker at work, for one topic or pattern."""
 
-    __slots__ = ("_config", "_emit", "_failures", "_probes", "_successes", "_timers", "listeners", "state", "topic")
+    __slots__ = ("_config", "_emit", "_failures", "_successes", "_timers", "members", "state", "topic")
 
     def __init__(self, config: CircuitBreaker, topic: str, timers: Timers, emit: Callable[[str, str], None]) -> None:
         self._config, self.topic, self._timers, self._emit = config, topic, timers, emit
         self.state: State = "closed"
-        self._failures = self._probes = self._successes = 0
-        #: Called after every change of state.
-        self.listeners: list[Callable[[], None]] = []
+        self._failures = self._successes = 0
+        #: The subscriptions it guards.
+        self.members: list[Guarded] = []
 
-    def allowance(self, running: int) -> int | None:
-        """How many more deliveries may be started now; None: any number."""
+    def allowance(self) -> int | None:
+        """How many more deliveries may be started now, by all members together; None: any number."""
         if self.state == "closed":
             return None
-        return 0 if self.state == "open" else max(0, self._config.half_open_requests - self._successes - running)
+        if self.state == "open":
+            return 0
+        running = sum(member.running for member in self.members)
+        return max(0, self._config.half_open_requests - self._successes - running)
+
+    def ended(self) -> None:
+        """A delivery has ended, whatever came of it: another member may use its place."""
+        if self.state == "half_open":
+            self._tell()
 
     def succeeded(self) -> None:
         """A delivery went well."""
@@ -76,5 +95,8 @@ class Breaker:
         if state == "closed":
             self._failures = 0
         self._emit("circuit_breaker." + {"open": "opened"}.get(state, state), self.topic)
-        for listener in self.listeners:
-            listener()
+        self._tell()
+
+    def _tell(self) -> None:
+        for member in self.members:
+            member.breaker_changed()

@@ -124,13 +124,12 @@ class Consumer:
         return not waits or time.monotonic() - self.last_receive < SILENCE
 
     def breaker_changed(self) -> None:
-        """A circuit breaker opened or closed: give back what has not started, or go on."""
-        if not self._allowed():
-            if self.by_broker:
-                self._release_unstarted()
-                self.flush_soon()
-        else:
+        """A circuit breaker opened or closed, or has a place again: give back what has not started, or go on."""
+        if self._allowed():
             self.kick()
+        elif self.by_broker and any(breaker.state == "open" for breaker in self.breakers):
+            self._release_unstarted()
+            self.flush_soon()
 
     def resize(self, concurrency: int) -> None:
         """Change how many handlers may run at once."""
@@ -186,6 +185,8 @@ class Consumer:
                             await rest
                     finally:
                         self.running -= 1
+                        if self.breakers:
+                            self._probed()
                     if self.pending and not self._flushing and time.monotonic() >= self._flush_due:
                         await self.flush()
             finally:
@@ -196,6 +197,10 @@ class Consumer:
                 self._look_quiet()
         if not self.aborted:
             self.kick()  # the receiver's role, or a delivery, may be left to somebody else
+
+    def _probed(self) -> None:
+        for breaker in self.breakers:
+            breaker.ended()
 
     async def _start_batch(self, first: Delivery, limits: tuple[int, float]) -> None:
         await self.processor.run_batch(await self._collect(first, limits))
@@ -211,9 +216,9 @@ class Consumer:
             return 0
         slots = self.source.max_in_flight - len(self.open)
         for breaker in self.breakers:
-            allowance = breaker.allowance(len(self.open))
-            if allowance is not None and allowance < slots:
-                slots = allowance
+            allowance = breaker.allowance()
+            if allowance is not None:
+                slots = min(slots, allowance - len(self._ready) - len(self._lanes))
         return slots
 
     def _next(self) -> Delivery | None:
@@ -230,7 +235,7 @@ class Consumer:
         return None
 
     def _allowed(self) -> bool:
-        return all(breaker.allowance(self.running) != 0 for breaker in self.breakers)
+        return all(breaker.allowance() != 0 for breaker in self.breakers)
 
     async def _receive(self, feed: Feed, slots: int, scope: anyio.CancelScope) -> Delivery | None:
         """Fetch deliveries; the first is returned if nothing else waits, the others go into the lanes."""
@@ -579,7 +584,8 @@ class Consumer:
         """There will be no feed any more: whoever waits for one to be told something goes on."""
         self.aborted, self.feed = True, None
         for breaker in self.breakers:
-            breaker.listeners.remove(self.breaker_changed)
+            breaker.members.remove(self)
+            breaker.ended()
         self.breakers.clear()
         self._tell_waiters()
 
