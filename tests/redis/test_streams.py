@@ -175,6 +175,7 @@ class TestReplay:
         async with MessageBus(broker) as bus:
             for number in range(5):
                 await bus.publish("log.a", number, priority="high" if number == 2 else "normal")
+                await anyio.sleep(0.002)  # two streams: within a millisecond there is no order between them
             # Ids are milliseconds: the boundary shall lie between two of them.
             await anyio.sleep(0.01)
             middle = time.time()
@@ -317,6 +318,37 @@ class TestLeases:
             assert [(each.body, each.attempt) for each in taken] == [(b"a", 1), (b"b", 1), (b"c", 1)]
             await _ack(second, taken)
             await _ack(second, taken)  # settling twice is a no-op
+
+
+class TestCancelledReads:
+    async def test_a_read_that_nobody_waits_for_is_granted_nothing(self, broker: RedisBroker) -> None:
+        async with broker.connect() as one, broker.connect() as other, other.open(JOBS) as second:
+            async with one.open(msgspec.structs.replace(JOBS, id="first")) as first:
+                with anyio.move_on_after(0.2):
+                    await first.receive(1)
+                await _send(one, b"a")
+                (taken,) = await _take(second, 1)
+                assert taken.attempt == 1
+                await _ack(second, [taken])
+
+    async def test_what_aged_until_another_took_it_is_not_delivered(
+        self, broker: RedisBroker, native: Any, prefix: str
+    ) -> None:
+        async with broker.connect() as one, broker.connect() as other:
+            async with one.open(msgspec.structs.replace(JOBS, id="first")) as first, anyio.create_task_group() as group:
+                group.start_soon(first.receive, 1)
+                await anyio.sleep(0.2)
+                # The server grants it, and before the loop can look the read is cancelled.
+                native.xadd(f"{prefix}:{{jobs}}:s", {"body": b"a"})
+                group.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.1)
+                    async with other.open(JOBS) as second:
+                        (taken,) = await _take(second, 1)
+                        assert taken.attempt == 2
+                        with anyio.move_on_after(0.5):
+                            assert not await first.receive(1), "the other member has it"
+                        await _ack(second, [taken])
 
 
 class TestDeadLetters:

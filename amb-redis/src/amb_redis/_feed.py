@@ -32,6 +32,8 @@ logger = logging.getLogger("amb.redis")
 
 #: A waiting receive returns empty after this, seconds; the server is asked to wait a little less.
 _WAIT, _BLOCK = 4.8, 4.5
+#: What calling back a read may take, seconds.
+_CALL_BACK = 1.0
 #: While there is work, other topics are looked for this often; in a Cluster also without work.
 _LOOK = 0.25
 #: So many topics are read at once, without asking first which of them have news.
@@ -154,7 +156,14 @@ class StreamFeed:
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         """See `amb_core.broker.Feed.receive`."""
         try:
-            return await self._receive(limit, wait, time.monotonic() + _WAIT)
+            while True:
+                found = await self._receive(limit, wait, time.monotonic() + _WAIT)
+                ours = await self._leases.still_ours(found) if self._group else found
+                if ours or not found:
+                    return ours
+        except asyncio.CancelledError:
+            await self._call_back()
+            raise
         except AmbError:
             self.broken = True
             raise
@@ -162,7 +171,7 @@ class StreamFeed:
             self.broken = True
             raise translate(error, f"receive from {self.source.pattern!r}") from error
 
-    async def _receive(self, limit: int, wait: bool, until: float) -> Sequence[Incoming]:
+    async def _receive(self, limit: int, wait: bool, until: float) -> list[Incoming]:
         if not wait:
             self._looked = 0.0  # a topic that was new just before this call counts too
         while not self._stash:
@@ -176,6 +185,17 @@ class StreamFeed:
                 return []
         found, self._stash = self._stash[:limit], self._stash[limit:]
         return found
+
+    async def _call_back(self) -> None:
+        """A read that goes on while nobody waits for it would be granted messages, to age here."""
+        if not self._group or self._asked is None or self._link is None:
+            return
+        with anyio.move_on_after(_CALL_BACK, shield=True):
+            try:
+                self._stash += await self._finish(self._link)
+            except (*NATIVE, AmbError) as error:
+                self.broken = True
+                logger.debug("calling a read of %r back: %s", self.source.pattern, error)
 
     async def _step(self, limit: int, wait: bool, until: float) -> list[Incoming]:
         """One round trip at most: a read, or a look at who has news."""

@@ -126,6 +126,19 @@ class Leases:
         if errors:
             raise PartialFailure(errors)
 
+    async def still_ours(self, found: list[Incoming]) -> list[Incoming]:
+        """`found` without what has aged here until its lease ran out and somebody else took it."""
+        recent = time.monotonic() - self._lease / 2
+        old = [incoming for incoming in found if isinstance(held := incoming.token, Delivery) and held.since < recent]
+        if not old:
+            return found
+        try:
+            await self.extend([incoming.token for incoming in old])
+        except PartialFailure as failure:
+            lost = {id(old[index]) for index, error in failure.errors.items() if isinstance(error, LeaseLost)}
+            return [incoming for incoming in found if id(incoming) not in lost]
+        return found
+
     def _extend(self, topic: Topic, held: Sequence[Delivery]) -> Command:
         pairs = [part for delivery in held for part in (delivery.lane.name, delivery.id)]
         return _scripts.EXTEND.call([topic.base], self._group, self._consumer, int(self._lease * 1000), *pairs)
