@@ -190,7 +190,7 @@ async def test_a_new_group_begins_where_it_asks_to(bus: Connection) -> None:
 
 
 async def test_a_mandatory_message_needs_a_live_consumer(bus: Connection) -> None:
-    with pytest.raises(NoResponders, match="'a.b'"):
+    with pytest.raises(NoResponders, match=r"'a\.b'"):
         await bus.send([message(mandatory=True)])
     async with bus.open(source()) as feed:
         await bus.send([message(body="heard", mandatory=True)])
