@@ -185,7 +185,7 @@ async def test_connect_timeout_bounds_a_server_that_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         began = time.monotonic()
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match=rf"127\.0\.0\.1:{port}"):
             async with RedisBroker(f"redis://127.0.0.1:{port}", connect_timeout=0.3).connect():
                 pass
         assert time.monotonic() - began < 2

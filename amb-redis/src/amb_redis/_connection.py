@@ -69,7 +69,8 @@ class RedisConnection:
         """See `amb_core.broker.Connection.send`."""
         commands = [self._publish(message) for message in batch]
         extra = self._waits(batch) + self._registrations(batch)
-        replies = await self._servers.call([*commands, *extra], "publish", unknown=True)
+        doing = f"publish to {batch[0].topic!r}" + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
+        replies = await self._servers.call([*commands, *extra], doing, unknown=True)
         errors = {i: error for i in range(len(batch)) if (error := self._failure(batch[i], replies[i])) is not None}
         for (key, _), reply in zip(extra, replies[len(batch) :], strict=True):
             self._not_replicated(batch, key, reply, errors)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 from amb_core.errors import AmbError, ConfigurationError
 from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection, SSLConnection
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 
 from . import _scripts
@@ -46,6 +46,12 @@ class Link:
         self._native = native
         #: Answers that have not been read.
         self.owed = 0
+
+    @property
+    def address(self) -> str:
+        """Where it leads, for people."""
+        native = self._native
+        return f"{native.host}:{native.port}" if isinstance(native, Connection) else getattr(native, "path", "?")
 
     @property
     def alive(self) -> bool:
@@ -113,7 +119,7 @@ class Node:
         try:
             await link.connect(self._options.connect_timeout)
         except NATIVE as error:
-            raise translate(error, "connect to Redis") from error
+            raise translate(error, f"connect to Redis at {link.address}") from error
         return link
 
     async def call(self, commands: Sequence[Command], doing: str, unknown: bool = False) -> list[Reply]:
