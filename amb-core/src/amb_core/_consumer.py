@@ -21,6 +21,7 @@ import msgspec
 from ._breaker import Breaker
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
+from ._held import LIMIT, Held
 from ._keys import Keys
 from ._message import NORMAL, PRIORITY, priority_of
 from .broker import Capabilities, Feed, KnowsPeers, Source
@@ -39,10 +40,6 @@ SETTLE_WITHIN = 0.005
 BREATH = 64
 #: Seconds after which a verdict that the broker could not take just then is offered again.
 SETTLE_AGAIN = 1.0
-#: Failed deliveries that may wait in this process for their next try before receiving stops.
-HELD_LIMIT = 1000
-
-
 #: A feed that has not answered for so many seconds hangs (its contract says 5).
 SILENCE = 15.0
 
@@ -79,7 +76,7 @@ class Consumer:
         #: Received and not started: in plain order, or in lanes as soon as one of them has a priority.
         self._ready: deque[Delivery] = deque()
         self._lanes: Lanes[Delivery] = Lanes()
-        self._held: set[Delivery] = set()
+        self._held = Held(self)
         self.pending: list[Delivery] = []
         self._waiters: list[Future[None]] = []
         self._flush_due = 0.0
@@ -171,7 +168,7 @@ class Consumer:
                         elif self._receiver is None and self.feed is not None and (slots := self._slots()) > 0:
                             delivery = await self._receive(self.feed, slots, scope)
                             if scope.cancel_called:  # just as something came
-                                self._put_back(delivery)
+                                self.try_again(delivery)
                                 break
                         else:
                             await self._park(parking)
@@ -212,7 +209,7 @@ class Consumer:
 
     def _slots(self) -> int:
         """How many deliveries may be received now."""
-        if self.paused or self._dry or (self.stopping and not self.finishing) or len(self._held) >= HELD_LIMIT:
+        if self.paused or self._dry or (self.stopping and not self.finishing) or len(self._held) >= LIMIT:
             return 0
         slots = self.source.max_in_flight - len(self.open)
         for breaker in self.breakers:
@@ -271,15 +268,11 @@ class Consumer:
                 self._into_lanes(delivery)
             else:
                 self._ready.append(delivery)
-        if self.stopping and not self.finishing:  # it came too late
+        if not self.starts_more:  # it came too late
             self._forget_unstarted()
         elif self.feed is not feed and self.by_broker:
             self._release_unstarted()
         return self._next()
-
-    def _put_back(self, delivery: Delivery | None) -> None:
-        if delivery is not None:
-            self._lanes.push_front(priority_of(delivery.incoming.headers), delivery)
 
     def _into_lanes(self, delivery: Delivery) -> None:
         while self._ready:
@@ -313,7 +306,7 @@ class Consumer:
         if delivery.verdict == "retry" and not delivery.lost:
             self.host.stats.retried += 1
             if not self.by_broker or (delivery.delay and not self._delays):
-                self._hold(delivery)
+                self._held.add(delivery)
                 return
         if delivery.held_key:
             self._frees_key(delivery)
@@ -334,31 +327,16 @@ class Consumer:
         if self.renewal is not None:
             self.renewal.let_go(delivery)
 
-    def _hold(self, delivery: Delivery) -> None:
-        again = Delivery(
-            msgspec.structs.replace(delivery.incoming, attempt=delivery.incoming.attempt + 1), self, delivery.tick
-        )
-        self._held.add(again)
-        again.held_key = delivery.held_key
-        if self.source.group is not None and not delivery.local:
-            self.open[delivery.incoming.token] = again  # same token: settled when the last try ends
-            delivery.settled = True
-        else:
-            again.local = True
-            if not delivery.local:
-                # The broker is told of another one: this one's verdict stays what the handler made it.
-                self.open[delivery.incoming.token] = told = Delivery(delivery.incoming, self, delivery.tick, "ack")
-                self.pending.append(told)
-            delivery.settled = True
+    @property
+    def starts_more(self) -> bool:
+        """Handlers may still be started."""
+        return not self.aborted and (self.finishing or not self.stopping)
 
-        def due() -> None:
-            if self.aborted or (self.stopping and not self.finishing):
-                return
-            self._held.discard(again)
-            self._lanes.push_front(priority_of(again.incoming.headers), again)
+    def try_again(self, delivery: Delivery | None) -> None:
+        """Handle `delivery`, if there is one, before what waits in its lane."""
+        if delivery is not None:
+            self._lanes.push_front(priority_of(delivery.incoming.headers), delivery)
             self.kick()
-
-        self.host.timers.call_later(delivery.delay, due)
 
     def flush_soon(self) -> None:
         """Settle what is decided, in a task of its own: the decision came from outside a worker's loop."""
@@ -479,7 +457,7 @@ class Consumer:
         """A dead letter that could not be stored: the original must not go."""
         delivery.verdict, delivery.delay = "retry", STORE_AGAIN
         if not self.by_broker or not self._delays:
-            self._hold(delivery)
+            self._held.add(delivery)
 
     def _close(self, delivery: Delivery) -> None:
         delivery.settled = True
