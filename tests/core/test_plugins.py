@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from amb_core import MessageBus, MessageFilter, RetryPolicy
+from amb_core import Message, MessageBus, MessageFilter, RetryPolicy
 from amb_core._plugins import load_commands, load_filter, load_retry_policy, load_serializer, registry
 from amb_core.errors import ConfigurationError, PluginError
 
@@ -291,7 +291,7 @@ def amb_register_commands(register):
 """
     dists.install("acme-amb", {"acme": "acme_plug"}, {"acme_plug": source})
     assert load_serializer("indented").encode({"a": 1})[0].decode().count("\n") == 2
-    assert MessageFilter.named("longer", 2)(type("M", (), {"data": "abc"})) is True
+    assert MessageFilter.named("longer", 2)(Message("t", "abc")) is True
     assert load_retry_policy("patient", times=9) == RetryPolicy(max_retries=9)
     assert MessageBus(retry_policy="patient").retry_policy == RetryPolicy(max_retries=7)
     assert load_commands()["hello"][1] == "Say hello."
