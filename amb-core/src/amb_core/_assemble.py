@@ -13,6 +13,7 @@ from ._consumer import Consumer
 from ._deadletter import Undertaker
 from ._deliver import Processor
 from ._handlers import compile_handler
+from ._held import spare_places
 from ._lease import Renewal
 from ._message import AckMode, Message
 from ._retry import RetryPolicy, effective_policy, named_policy
@@ -128,7 +129,9 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
         start=settings.start,
         ordered_by=settings.ordered_by,
         # In ordered mode the messages behind a busy key hold places too.
-        max_in_flight=capacity * 4 if settings.ordered_by else capacity,
+        max_in_flight=capacity * 4
+        if settings.ordered_by
+        else capacity + spare_places(settings.group, settings.ordered_by, capabilities),
     )
     consumer = Consumer(source, capabilities, host, settings.concurrency, settings.batch)
     _add_breakers(bus, consumer, settings)  # first: the processor asks whether there are any

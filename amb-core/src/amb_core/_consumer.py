@@ -21,7 +21,7 @@ import msgspec
 from ._breaker import Breaker
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
-from ._held import LIMIT, Held
+from ._held import LIMIT, Held, spare_places
 from ._keys import Keys
 from ._message import NORMAL, PRIORITY, priority_of
 from .broker import Capabilities, Feed, KnowsPeers, Source
@@ -77,6 +77,7 @@ class Consumer:
         self._ready: deque[Delivery] = deque()
         self._lanes: Lanes[Delivery] = Lanes()
         self._held = Held(self)
+        self._spare = spare_places(source.group, source.ordered_by, capabilities)
         self.pending: list[Delivery] = []
         self._waiters: list[Future[None]] = []
         self._flush_due = 0.0
@@ -130,7 +131,7 @@ class Consumer:
 
     def resize(self, concurrency: int) -> None:
         """Change how many handlers may run at once."""
-        places = self.source.max_in_flight // self.concurrency * concurrency
+        places = (self.source.max_in_flight - self._spare) // self.concurrency * concurrency + self._spare
         self.source = msgspec.structs.replace(self.source, max_in_flight=places)
         self.concurrency = concurrency
         self.kick()
@@ -212,6 +213,8 @@ class Consumer:
         if self.paused or self._dry or (self.stopping and not self.finishing) or len(self._held) >= LIMIT:
             return 0
         slots = self.source.max_in_flight - len(self.open)
+        if self._spare:  # what waits here for its next try holds no handler's place
+            slots += len(self._held) - self._spare
         for breaker in self.breakers:
             allowance = breaker.allowance()
             if allowance is not None:

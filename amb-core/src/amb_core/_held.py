@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ._deliver import Delivery
+from .broker import Capabilities
 
 if TYPE_CHECKING:
     from ._consumer import Consumer
 
 #: So many may wait before receiving stops.
 LIMIT = 1000
+
+
+def spare_places(group: str | None, ordered_by: str | None, capabilities: Capabilities) -> int:
+    """How many deliveries a source may hold beyond its handlers' places, because they wait here for the next try and
+    the broker still counts them as in flight. Without a group they are settled at once and are no longer its concern."""
+    by_broker = capabilities.redelivery == "broker" and capabilities.delay != "none"
+    return 0 if group is None or ordered_by is not None or by_broker else LIMIT
 
 
 class Held:
