@@ -1,0 +1,135 @@
+"""A feed on a plain subscription: core NATS. What is sent while it is away is gone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amb_core.broker import Incoming, Settlement, Source
+from amb_core.concurrency import Wakeup, bounded
+from amb_core.errors import AccessDenied
+from amb_core.lanes import Lanes
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from ._client import Link
+from ._wire import durable, filters, from_headers, is_private, topic
+
+if TYPE_CHECKING:
+    from .broker import NatsBroker
+
+__all__ = ["LiveFeed", "subscribe"]
+
+logger = logging.getLogger("amb.nats")
+
+#: A receive returns empty after this, seconds, having heard from the server.
+_WAIT = 4.0
+_LANES = {"critical": 0, "urgent": 1, "high": 2, "normal": 3, "low": 4, "background": 5}
+
+
+async def subscribe(link: Link, subjects: Sequence[str], queue: str, arrived: object, doing: str) -> list[Subscription]:
+    """Subscriptions that the server has accepted. Raises: AccessDenied, ConnectionLost."""
+    made = []
+    for subject in subjects:
+        link.check()
+        made.append(await link.client.subscribe(subject, queue, cb=arrived))  # type: ignore[arg-type]
+    await link.flush(doing)
+    if link.denied("subscription", {f"{one}" for one in subjects}):
+        raise AccessDenied(f"{doing}: the server does not permit it; extend the user's subscribe permissions")
+    return made
+
+
+class LiveFeed:
+    """`Feed` and `KnowsPeers` without anything stored. The server hands over at once, so what waits, waits here."""
+
+    def __init__(self, options: NatsBroker, link: Link, source: Source) -> None:
+        self._options, self._link, self._source = options, link, source
+        self._subscriptions: list[Subscription] = []
+        self._lanes: Lanes[Incoming] = Lanes()
+        self._bytes = self._dropped = 0
+        self._news = Wakeup()
+        self._tokens = itertools.count()
+        self._held: dict[object, Incoming] = {}
+
+    async def start(self) -> None:
+        """Subscribe; returns when the server has."""
+        group, pattern = self._source.group, self._source.pattern
+        queue = "" if group is None else durable(group, pattern)
+        self._link.watchers.add(self._news.set)
+        self._subscriptions = await subscribe(
+            self._link, filters(pattern), queue, self._arrived, f"subscribe to {pattern!r}"
+        )
+
+    async def stop(self) -> None:
+        """Hear no more."""
+        self._link.watchers.discard(self._news.set)
+        if self._link.lost is None:
+            await self._unsubscribe()
+
+    async def _unsubscribe(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await self._link.call("unsubscribe", subscription.drain())
+
+    async def _arrived(self, message: Msg) -> None:
+        if is_private(message.subject, self._options.inbox_prefix):
+            return
+        if self._bytes >= self._options.buffer_size:
+            self._drop()
+            return
+        headers, key = from_headers(message.headers)
+        self._bytes += len(message.data)
+        incoming = Incoming(topic(message.subject), message.data, headers, next(self._tokens), key, native=message)
+        self._lanes.push(_LANES.get(headers.get("amb-priority", "normal"), 3), incoming)
+        self._news.set()
+
+    def _drop(self) -> None:
+        self._dropped += 1
+        if self._dropped & (self._dropped - 1) == 0:
+            logger.warning(
+                "the subscription to %r is %d bytes behind and has dropped %d messages: core NATS cannot wait; "
+                "raise buffer_size, use a group, or jetstream=True",
+                self._source.pattern, self._bytes, self._dropped,
+            )  # fmt: skip
+
+    async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
+        """See `amb_core.broker.Feed.receive`."""
+        if not self._lanes:
+            await self._more(wait)
+        found = [self._lanes.pop() for _ in range(min(limit, len(self._lanes)))]
+        for incoming in found:
+            self._bytes -= len(incoming.body)
+            self._held[incoming.token] = incoming
+        return found
+
+    async def _more(self, wait: bool) -> None:
+        self._link.check()
+        if not wait:
+            # The bus takes what is left before it leaves. What comes from now on is for the others of the group.
+            if self._source.group is not None:
+                await self._unsubscribe()
+            return
+        try:
+            await bounded(self._news.wait(), _WAIT)
+        except TimeoutError:
+            await self._link.flush(f"receive from {self._source.pattern!r}")
+        self._link.check()
+
+    async def settle(self, outcomes: Sequence[Settlement]) -> None:
+        """Nothing to tell the server. What is released comes again from this feed."""
+        for outcome in outcomes:
+            incoming = self._held.pop(outcome.token, None)
+            if incoming is not None and outcome.verdict in ("release", "retry"):
+                self._bytes += len(incoming.body)
+                self._lanes.push_front(_LANES.get(incoming.headers.get("amb-priority", "normal"), 3), incoming)
+                self._news.set()
+
+    def last_consumer(self) -> bool:
+        """What the server has handed over is nobody else's."""
+        return True
+
+    def tries_again(self) -> bool:
+        """Nothing waits in the server."""
+        return False

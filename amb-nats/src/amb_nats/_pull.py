@@ -1,0 +1,263 @@
+"""A feed on a pull consumer: a group's durable one, or one that goes with its subscription."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from amb_core.broker import Incoming, Settlement, Source, Token
+from amb_core.concurrency import Wakeup, bounded
+from amb_core.errors import AmbError, LeaseLost, PartialFailure, Unavailable
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from ._client import Link, status
+from ._feed import subscribe
+from ._stream import NANO, Stream
+from ._wire import NOT_BEFORE, durable, filters, from_headers, topic
+
+if TYPE_CHECKING:
+    from .broker import NatsBroker
+
+__all__ = ["PullFeed", "Lease"]
+
+#: Seconds that the server keeps a request for messages; `receive` may wait five.
+_WAIT = 4.0
+#: Seconds after which the server forgets a consumer without a group whose process died; one that takes nothing for
+#: so long, because its handlers are busy, begins anew.
+_FORGOTTEN = 3600.0
+#: A lease counts as over a little early: the server's clock began before ours.
+_MARGIN = 0.95
+
+
+class Lease:
+    """A token: where to answer, and until when the delivery is ours. Works on any connection."""
+
+    __slots__ = ("reply", "settled", "until")
+
+    def __init__(self, reply: str, until: float) -> None:
+        self.reply, self.until, self.settled = reply, until, False
+
+
+class PullFeed:
+    """`Feed` and `ExtendsLease` on a JetStream consumer."""
+
+    def __init__(self, options: NatsBroker, link: Link, stream: Stream, source: Source) -> None:
+        self._link, self._stream, self._source = link, stream, source
+        self._grouped = source.group is not None
+        self._lease = options.lease if self._grouped else 24 * _FORGOTTEN
+        self._all = source.start == "earliest" or options.stream_retention == "workqueue"
+        self.consumer = durable(source.group or "_", source.pattern if self._grouped else source.id)
+        self._box = link.client.new_inbox()
+        self._subscription: Subscription | None = None
+        self._buffer: deque[Incoming] = deque()
+        self._held: set[Lease] = set()
+        self._news = Wakeup()
+        self._asked = 0
+        self._until = 0.0
+        self._failure: AmbError | None = None
+        self._broken = False
+
+    async def start(self) -> None:
+        """Find or make the consumer; returns when it is live."""
+        doing = f"subscribe to {self._source.pattern!r}"
+        wanted = filters(self._source.pattern)
+        self._link.watchers.add(self._news.set)
+        await self._stream.cover(wanted, doing)
+        (self._subscription,) = await subscribe(self._link, [self._box], "", self._arrived, doing)
+        found = await self._stream.consumer(self.consumer)
+        if found is not None and not self._grouped:
+            # What was under way when the link broke is delivered again; nobody else would.
+            await self._stream.drop_consumer(self.consumer)
+            config = self._config(wanted) | {
+                "deliver_policy": "by_start_sequence", "opt_start_seq": found["ack_floor"]["stream_seq"] + 1,
+            }  # fmt: skip
+        elif found is not None:
+            config = found["config"] | {"ack_wait": int(self._lease * NANO)}
+            if config == found["config"]:
+                return
+        else:
+            config = self._config(wanted)
+        await self._stream.make_consumer(self.consumer, config, doing)
+
+    def _config(self, wanted: Sequence[str]) -> dict[str, Any]:
+        config = {
+            "durable_name": self.consumer,
+            "deliver_policy": "all" if self._all else "new",
+            "ack_policy": "explicit",
+            "ack_wait": int(self._lease * NANO),
+            "max_deliver": -1,
+            "max_ack_pending": -1,
+            "replay_policy": "instant",
+            "metadata": {"amb-pattern": self._source.pattern, "amb-group": self._source.group or ""},
+        }
+        if wanted != [">"]:
+            config["filter_subjects"] = list(wanted)
+        return config if self._grouped else config | {"inactive_threshold": int(_FORGOTTEN * NANO)}
+
+    async def stop(self) -> None:
+        """Give back what was not settled; leave no consumer without a group behind."""
+        self._link.watchers.discard(self._news.set)
+        if self._link.lost is not None or self._subscription is None:
+            return
+        await self._link.call("leave", self._subscription.drain())
+        if not self._grouped:
+            if not self._broken:
+                await self._stream.drop_consumer(self.consumer)
+            return
+        back = [incoming.token for incoming in self._buffer]
+        if not self._broken:  # else handlers go on, and the next feed settles what they hold
+            back += self._held
+        for lease in back:
+            if isinstance(lease, Lease) and not lease.settled:
+                await self._answer(lease, b"-NAK")
+        await self._link.flush("leave")
+
+    # --- receiving
+
+    async def _arrived(self, message: Msg) -> None:
+        if message.reply:
+            self._asked -= 1
+            await self._take_in(message)
+        elif (code := status(message)) is not None and code != "100":
+            self._ended(code, message.headers or {})
+        self._news.set()
+
+    async def _take_in(self, message: Msg) -> None:
+        parts = message.reply.split(".")
+        delivered, position = parts[-5], parts[-4]
+        if len(parts) > 9:  # with a domain there is one more at the end
+            delivered, position = parts[6], parts[7]
+        headers, key = from_headers(message.headers)
+        attempt = int(delivered)
+        lease = Lease(message.reply, time.monotonic() + self._lease * _MARGIN)
+        if (due := headers.pop(NOT_BEFORE, None)) is not None:
+            wait = _seconds(due) - time.time()
+            if wait > 0:
+                await self._answer(lease, _nak(wait))
+                return
+            attempt = max(1, attempt - 1)  # the first delivery was the one that was sent back
+        self._buffer.append(
+            Incoming(topic(message.subject), message.data, headers, lease, key, attempt, position, message)
+        )
+
+    def _ended(self, code: str, headers: dict[str, str]) -> None:
+        """The server has nothing more for the request that is open."""
+        self._asked = 0
+        said = headers.get("Description", "")
+        if code == "503" or (code == "409" and "deleted" in said.lower()):
+            self._failure = Unavailable(
+                f"the consumer of {self._source.pattern!r} is gone ({said or 'nobody answers'}): making it again"
+            )
+
+    async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
+        """See `amb_core.broker.Feed.receive`."""
+        if not self._buffer:
+            try:
+                await self._more(limit, wait)
+            except AmbError:
+                self._broken = True
+                raise
+        found: list[Incoming] = []
+        now = time.monotonic()
+        while self._buffer and len(found) < limit:
+            incoming = self._buffer.popleft()
+            lease = incoming.token
+            assert isinstance(lease, Lease)
+            if lease.until > now:  # else it comes again
+                self._held.add(lease)
+                found.append(incoming)
+        return found
+
+    async def _more(self, limit: int, wait: bool) -> None:
+        if self._asked <= 0:
+            await self._ask(limit, wait)
+        elif not wait:
+            return
+        deadline = self._until + self._link.patience
+        while not self._buffer and self._asked > 0:
+            self._check()
+            try:
+                await bounded(self._news.wait(), max(0.01, deadline - time.monotonic()))
+            except TimeoutError:
+                # The server has forgotten the request: a new leader, perhaps. Or it is not there any more.
+                self._asked = 0
+                await self._link.flush(f"receive from {self._source.pattern!r}")
+        self._check()
+
+    def _check(self) -> None:
+        self._link.check()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _ask(self, limit: int, wait: bool) -> None:
+        self._check()
+        self._asked, self._until = limit, time.monotonic() + (_WAIT if wait else 0.0)
+        request: dict[str, Any] = {"batch": limit}
+        request |= {"expires": int(_WAIT * NANO)} if wait else {"no_wait": True}
+        subject = f"{self._stream.api}.CONSUMER.MSG.NEXT.{self._stream.name}.{self.consumer}"
+        await self._link.call(
+            f"receive from {self._source.pattern!r}",
+            self._link.client.publish(subject, msgspec.json.encode(request), self._box),
+        )
+
+    # --- settling
+
+    async def settle(self, outcomes: Sequence[Settlement]) -> None:
+        """See `amb_core.broker.Feed.settle`."""
+        errors: dict[int, Exception] = {}
+        told: list[Lease] = []
+        for i, outcome in enumerate(outcomes):
+            lease = outcome.token
+            if not isinstance(lease, Lease) or (lease.until < time.monotonic() and not lease.settled):
+                errors[i] = LeaseLost("its lease ran out")
+            elif not lease.settled:
+                await self._answer(lease, _verdict(outcome))
+                told.append(lease)
+        if told:
+            await self._link.flush(f"settle on {self._source.pattern!r}")
+        for lease in told:
+            lease.settled = True
+        self._held.difference_update(outcome.token for outcome in outcomes)  # type: ignore[arg-type]
+        if errors:
+            raise PartialFailure(errors)
+
+    async def extend(self, tokens: Sequence[Token]) -> None:
+        """See `amb_core.broker.ExtendsLease.extend`."""
+        now, errors, told = time.monotonic(), dict[int, Exception](), list[Lease]()
+        for i, lease in enumerate(tokens):
+            if not isinstance(lease, Lease) or lease.until < now:
+                errors[i] = LeaseLost("its lease ran out")
+            else:
+                await self._answer(lease, b"+WPI")
+                told.append(lease)
+        await self._link.flush(f"extend leases on {self._source.pattern!r}")
+        for lease in told:
+            lease.until = now + self._lease * _MARGIN
+        if errors:
+            raise PartialFailure(errors)
+
+    async def _answer(self, lease: Lease, what: bytes) -> None:
+        await self._link.call(f"settle on {self._source.pattern!r}", self._link.client.publish(lease.reply, what))
+
+
+def _verdict(outcome: Settlement) -> bytes:
+    if outcome.verdict == "ack":
+        return b"+ACK"
+    if outcome.verdict == "discard":
+        return b"+TERM"
+    return _nak(outcome.delay) if outcome.verdict == "retry" else b"-NAK"
+
+
+def _nak(delay: float) -> bytes:
+    return b'-NAK {"delay": %d}' % int(delay * NANO) if delay > 0 else b"-NAK"
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

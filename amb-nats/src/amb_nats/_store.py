@@ -1,0 +1,122 @@
+"""Publishing into the stream: in one go, each message acknowledged by the server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+import msgspec
+from amb_core.broker import Outgoing
+from amb_core.errors import AccessDenied, AmbError, ConfigurationError, NotFound
+from nats.aio.msg import Msg
+
+from ._client import Link, status
+from ._errors import api_error
+from ._stream import Stream
+from ._wire import NOT_BEFORE, message_id, subject, to_headers, too_large
+
+__all__ = ["Store"]
+
+
+class _Ack(msgspec.Struct):
+    stream: str = ""
+    error: dict[str, object] | None = None
+
+
+_ack = msgspec.json.Decoder(_Ack).decode
+
+
+class Store:
+    """Puts messages into a stream."""
+
+    def __init__(self, link: Link, stream: Stream) -> None:
+        self._link, self._stream = link, stream
+
+    async def send(self, batch: Sequence[Outgoing], chosen: Sequence[int]) -> dict[int, AmbError]:
+        """Store the chosen ones. Returns what failed, by index. Raises: AmbError for all."""
+        errors: dict[int, AmbError] = {}
+        homeless = await self._store(batch, await self._coverable(batch, chosen, errors), errors)
+        if homeless:
+            # Somebody has changed the stream behind our back, or removed it.
+            self._stream.forget()
+            again = await self._coverable(batch, homeless, errors)
+            for i in await self._store(batch, again, errors):
+                errors[i] = NotFound(f"publish to {batch[i].topic!r}: no stream keeps {subject(batch[i].topic)!r}")
+        return errors
+
+    async def _coverable(
+        self, batch: Sequence[Outgoing], chosen: Sequence[int], errors: dict[int, AmbError]
+    ) -> list[int]:
+        kept = []
+        for i in chosen:
+            try:
+                await self._stream.cover([subject(batch[i].topic)], f"publish to {batch[i].topic!r}")
+                kept.append(i)
+            except (NotFound, ConfigurationError) as error:
+                errors[i] = error
+        return kept
+
+    async def _store(self, batch: Sequence[Outgoing], chosen: Sequence[int], errors: dict[int, AmbError]) -> list[int]:
+        """Write all, then wait for all. Returns those that no stream wanted."""
+        waiting: dict[int, tuple[str, asyncio.Future[Msg]]] = {}
+        homeless = []
+        try:
+            for i in chosen:
+                if (error := await self._write(i, batch[i], waiting)) is not None:
+                    errors[i] = error
+            for i, (_, answer) in waiting.items():
+                message = await self._link.answer(answer, f"publish to {batch[i].topic!r}", unknown=True)
+                if status(message) is not None:
+                    homeless.append(i)
+                elif (error := self._refusal(batch[i], message)) is not None:
+                    errors[i] = error
+        except AmbError:
+            self._denied(batch, waiting)
+            raise
+        finally:
+            for box, answer in waiting.values():
+                self._link.forget(box)
+                answer.cancel()
+        return homeless
+
+    async def _write(
+        self, index: int, message: Outgoing, waiting: dict[int, tuple[str, asyncio.Future[Msg]]]
+    ) -> AmbError | None:
+        headers = to_headers(message)
+        if (id := message_id(message)) is not None:
+            headers["Nats-Msg-Id"] = id
+        if message.expires is not None and self._stream.expires:
+            headers["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time()))}s"
+        if message.not_before is not None:
+            headers[NOT_BEFORE] = repr(message.not_before)
+        client = self._link.client
+        if (error := too_large(message, headers, client.max_payload)) is not None:
+            return error
+        answer = self._link.future()
+        box = self._link.expect(lambda got: None if answer.done() else answer.set_result(got))
+        waiting[index] = box, answer
+        doing = f"publish to {message.topic!r}"
+        await self._link.call(doing, client.publish(subject(message.topic), message.body, box, headers))
+        return None
+
+    def _refusal(self, message: Outgoing, reply: Msg) -> AmbError | None:
+        doing = f"publish to {message.topic!r}"
+        ack = _ack(reply.data)
+        if ack.error is not None:
+            return api_error(ack.error, doing)
+        if ack.stream != self._stream.name:
+            return ConfigurationError(
+                f"{doing}: the stream {ack.stream!r} has taken it, not {self._stream.name!r}: "
+                "name it in stream_name, or set stream_subjects"
+            )
+        return None
+
+    def _denied(self, batch: Sequence[Outgoing], waiting: dict[int, tuple[str, asyncio.Future[Msg]]]) -> None:
+        """Nobody answers what the server did not permit. Raises: AccessDenied."""
+        for i in waiting:
+            if self._link.denied("publish", {subject(batch[i].topic)}):
+                raise AccessDenied(
+                    f"publish to {batch[i].topic!r}: the server does not permit it; extend the user's publish permissions"
+                )

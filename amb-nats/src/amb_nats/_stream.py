@@ -1,0 +1,179 @@
+"""The JetStream stream that keeps the messages, and its API: made on demand, grown as topics come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from amb_core.errors import ConfigurationError, NoResponders, NotFound, Unavailable
+
+from ._client import Link
+from ._wire import roots
+
+if TYPE_CHECKING:
+    from .broker import NatsBroker
+
+__all__ = ["NANO", "Stream"]
+
+NANO = 1_000_000_000
+_OLDEST = (2, 10)
+#: The first server that drops single messages when their time is over.
+_TTL_SINCE = (2, 11)
+#: Times that the stream is read again because somebody else has just changed it.
+_TRIES = 10
+_ADVICE = "is JetStream on (nats-server -js), and has it a leader?"
+
+
+class Stream:
+    """The stream of the options, and what is done with it."""
+
+    def __init__(self, options: NatsBroker, link: Link) -> None:
+        self._options, self._link = options, link
+        self.name = options.stream_name
+        self.api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
+        #: The server drops single messages when their time is over.
+        self.expires = False
+        self._kept: set[str] = set()
+        self._lock = anyio.Lock()
+
+    async def start(self) -> None:
+        """Return if the server has JetStream. Raises: ConfigurationError, Unavailable."""
+        version = self._version
+        if version < _OLDEST:
+            raise ConfigurationError(f"JetStream needs a NATS server 2.10 or newer; this is {version[0]}.{version[1]}")
+        await self.ask("INFO", None, "use JetStream")
+
+    @property
+    def _version(self) -> tuple[int, int]:
+        version = self._link.client.connected_server_version
+        return version.major, version.minor
+
+    async def ask(self, verb: str, request: dict[str, Any] | None, doing: str) -> dict[str, Any]:
+        """The answer of the JetStream API. Raises: AmbError."""
+        try:
+            return await self._link.ask(f"{self.api}.{verb}", request, doing)
+        except NoResponders:
+            raise Unavailable(f"{doing}: JetStream does not answer; {_ADVICE}") from None
+
+    async def cover(self, subjects: Iterable[str], what: str) -> None:
+        """See to it that the stream keeps these subjects (or what they match).
+
+        Raises: NotFound if it must not, ConfigurationError if another stream does."""
+        subjects = list(subjects)
+        if given := self._options.stream_subjects:
+            if not any(_collide(mine, theirs) for mine in given for theirs in subjects):
+                raise NotFound(
+                    f"{what}: the stream {self.name!r} keeps {', '.join(given)} and nothing else: extend stream_subjects"
+                )
+            wanted = set(given)
+        else:
+            wanted = {f"_amb.stream.{self.name}"}.union(*map(roots, subjects))
+        if not wanted <= self._kept:
+            async with self._lock:
+                await self._keep(wanted, what)
+
+    def forget(self) -> None:
+        """The stream may have changed: look at it again."""
+        self._kept.clear()
+
+    async def _keep(self, wanted: set[str], what: str) -> None:
+        for _ in range(_TRIES):
+            if wanted <= self._kept:
+                return
+            try:
+                config = (await self.ask(f"STREAM.INFO.{self.name}", None, what))["config"]
+            except NotFound:
+                self._learn(await self.ask(f"STREAM.CREATE.{self.name}", self._config(wanted), what))
+                continue
+            self._check(config)
+            changed = config | self._wishes(config) | {"subjects": sorted({*config.get("subjects", ()), *wanted})}
+            if changed != config | {"subjects": sorted(config.get("subjects", ()))}:
+                config = (await self.ask(f"STREAM.UPDATE.{self.name}", changed, what))["config"]
+            self._learn({"config": config})
+        raise Unavailable(f"{what}: the stream {self.name!r} is being changed by somebody else all the time")
+
+    def _learn(self, reply: dict[str, Any]) -> None:
+        self._kept = set(reply["config"].get("subjects", ()))
+        self.expires = bool(reply["config"].get("allow_msg_ttl"))
+
+    def _config(self, subjects: set[str]) -> dict[str, Any]:
+        options = self._options
+        age = int((options.stream_max_age or 0) * NANO)
+        window = int(options.duplicate_window * NANO)
+        config: dict[str, Any] = {
+            "name": self.name,
+            "subjects": sorted(subjects),
+            "retention": options.stream_retention,
+            "discard": options.stream_discard or ("old" if options.stream_retention == "limits" else "new"),
+            "max_msgs": options.stream_max_msgs or -1,
+            "max_bytes": options.stream_max_bytes or -1,
+            "max_age": age,
+            "num_replicas": options.stream_replicas,
+            "storage": options.stream_storage,
+            "duplicate_window": min(window, age) if age else window,
+        }
+        return config | {"allow_msg_ttl": True} if self._version >= _TTL_SINCE else config
+
+    def _wishes(self, found: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for and is otherwise in the stream that exists."""
+        asked = self._config(set())
+        given = {
+            "discard": self._options.stream_discard,
+            "max_msgs": self._options.stream_max_msgs,
+            "max_bytes": self._options.stream_max_bytes,
+            "max_age": self._options.stream_max_age,
+            "num_replicas": self._options.stream_replicas > 1,
+            "duplicate_window": self._options.duplicate_window != 120.0,
+        }
+        return {name: asked[name] for name, value in given.items() if value and asked[name] != found.get(name)}
+
+    def _check(self, found: dict[str, Any]) -> None:
+        for name, value in (("retention", self._options.stream_retention), ("storage", self._options.stream_storage)):
+            if found.get(name) != value:
+                raise ConfigurationError(
+                    f"the stream {self.name!r} exists and has {name} {found.get(name)!r}, not {value!r}: "
+                    f"set stream_{name}, or use another stream_name"
+                )
+
+    # --- consumers
+
+    async def consumer(self, name: str) -> dict[str, Any] | None:
+        """What the server knows of a consumer; None: there is none."""
+        try:
+            return await self.ask(f"CONSUMER.INFO.{self.name}.{name}", None, f"look for the consumer {name!r}")
+        except NotFound:
+            return None
+
+    async def make_consumer(self, name: str, config: dict[str, Any], what: str) -> dict[str, Any]:
+        """Make a consumer, or change it. Raises: AmbError."""
+        request = {"stream_name": self.name, "config": {"name": name, **config}}
+        return await self.ask(f"CONSUMER.CREATE.{self.name}.{name}", request, what)
+
+    async def drop_consumer(self, name: str) -> None:
+        """Remove a consumer, if it is there."""
+        try:
+            await self.ask(f"CONSUMER.DELETE.{self.name}.{name}", None, f"remove the consumer {name!r}")
+        except NotFound:
+            pass
+
+    async def facts(self) -> dict[str, str]:
+        """For people: how full the stream is."""
+        try:
+            state = (await self.ask(f"STREAM.INFO.{self.name}", None, "ask JetStream for its health"))["state"]
+        except NotFound:
+            return {"stream": f"{self.name} (not made yet)"}
+        return {"stream": f"{self.name}: {state['messages']} messages, {state['bytes']} bytes"}
+
+
+def _collide(one: str, other: str) -> bool:
+    """Whether some subject matches both."""
+    for a, b in zip_longest(one.split("."), other.split(".")):
+        if a is None or b is None:
+            return False
+        if ">" in (a, b):
+            return True
+        if a != b and "*" not in (a, b):
+            return False
+    return True
