@@ -263,14 +263,16 @@ class StreamFeed:
     async def _digest(self, read: Read) -> list[Incoming]:
         if any(isinstance(reply, NoScriptError) for reply in read.replies):
             # The pooled connections teach a server that has restarted.
+            if read.plain:
+                self._stash += self._reader.plain(read)[0]
             return await self._aside(read.topics, read.limit)
-        for reply in read.replies:
+        for reply in read.replies[: len(read.replies) - bool(read.plain)]:
             checked(reply, f"receive from {self.source.pattern!r}")
         if read.waited:
             self._news(read.replies.pop(0) or ())
         found = list[Incoming]()
         if read.replies:
-            found, gone = self._reader.digest(read, read.replies[0])
+            found, gone = self._reader.digest(read)
             for topic in read.topics:
                 self._ready.pop(topic.name, None)
             if read.full:

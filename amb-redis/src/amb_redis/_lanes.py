@@ -53,7 +53,7 @@ class Lane:
 class Topic:
     """The lanes of one topic, for one group."""
 
-    __slots__ = ("base", "bell", "express", "lanes", "locked", "name", "normal", "overtaken", "retried",
+    __slots__ = ("base", "bell", "express", "hot", "lanes", "locked", "name", "normal", "overtaken", "retried",
                  "sweep", "wake")  # fmt: skip
 
     def __init__(self, name: str, base: bytes, group: bytes) -> None:
@@ -69,6 +69,8 @@ class Topic:
         self.wake = 0.0
         #: It is time to look for what others have left behind (monotonic).
         self.sweep = 0.0
+        #: The last read brought as many normal messages as were asked for, and hardly anything else.
+        self.hot = False
         #: Another member of an ordered group has the lock.
         self.locked = False
         #: An ordered group: all that the previous member left behind is ours.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from amb_core.broker import Incoming
+from redis.exceptions import ResponseError
 
 from . import _scripts
 from ._lanes import Delivery, Lane, Topic
@@ -21,6 +22,9 @@ logger = logging.getLogger("amb.redis")
 
 #: Of so many express messages one may be a normal one, if it waits.
 _FAIR = 16
+#: From so many on, a topic that is read at full speed gets its normal messages by a command of their own, which
+#: costs the server half; a part of them is kept for the express ones, which the script still reads first.
+_HOT, _KEPT = 16, 8
 #: Leftovers are looked for when a lease may have run out; a little later rather than twice.
 _LATE = 0.02
 
@@ -28,7 +32,7 @@ _LATE = 0.02
 class Read:
     """Commands that were or will be sent together."""
 
-    __slots__ = ("began", "commands", "expected", "full", "limit", "replies", "topics", "waited")
+    __slots__ = ("began", "commands", "expected", "full", "limit", "plain", "replies", "topics", "waited")
 
     def __init__(self, commands: list[Command], topics: list[Topic], limit: int, began: float) -> None:
         self.commands = commands
@@ -38,6 +42,8 @@ class Read:
         self.began = self.expected = began
         #: The first command waits for news.
         self.waited = False
+        #: So many normal messages were asked for by a command of their own, the last one.
+        self.plain = 0
         self.replies: list[Reply] = []
         #: As much came as was asked for: there may be more.
         self.full = False
@@ -46,7 +52,7 @@ class Read:
         """Let `other` follow in the same breath. Its replies count topics in its own order."""
         self.commands += other.commands
         self.topics = other.topics
-        self.limit = other.limit
+        self.limit, self.plain = other.limit, other.plain
 
 
 class Reader:
@@ -68,19 +74,25 @@ class Reader:
         turn = self._turn % len(topics)
         topics = topics[turn:] + topics[:turn]
         fair = max(1, limit // _FAIR) if self._streak >= _FAIR else 0
+        hot = self._sweeps and limit >= _HOT and len(topics) == 1 and topics[0].hot
         sweep = self._sweeps and any(topic.sweep <= now for topic in topics)
         args: list[object] = [
             self._group,
             self._consumer,
-            limit,
-            fair,
+            limit // _KEPT if hot else limit,
+            -1 if hot else fair,
             int(self._lease * 1000),
             int(sweep),
             int(self._ordered),
         ]
         for topic in topics:
             args += (topic.express.last, topic.normal.last, 0 if topic.overtaken else 1)
-        return Read([_scripts.READ.call([topic.base for topic in topics], *args)], topics, limit, now)
+        read = Read([_scripts.READ.call([topic.base for topic in topics], *args)], topics, limit, now)
+        if hot:
+            read.plain = limit - limit // _KEPT
+            where = ("COUNT", read.plain, "STREAMS", topics[0].normal.key, ">")
+            read.commands.append(("XREADGROUP", "GROUP", self._group, self._consumer, *where))
+        return read
 
     def wait(self, topics: list[Topic], bell: tuple[bytes, bytes] | None, pause: float | None, now: float) -> Read:
         """Return when a topic has news, or after `pause` seconds; at once if it is None."""
@@ -101,9 +113,9 @@ class Reader:
         read.waited = True
         return read
 
-    def digest(self, read: Read, reply: Reply) -> tuple[list[Incoming], list[Lane]]:
+    def digest(self, read: Read) -> tuple[list[Incoming], list[Lane]]:
         """The messages, and lanes whose group is gone. Notes when each topic wants to be read again."""
-        out, states, gone = reply
+        out, states, gone = read.replies[0]
         found = list[Incoming]()
         for index, name, entries, *counts in out:
             lane = read.topics[index - 1].lanes[name]
@@ -119,8 +131,26 @@ class Reader:
         now = time.monotonic()
         for topic, state in zip(read.topics, states, strict=True):
             self._note(topic, state, now)
+        missing = [read.topics[index - 1].lanes[name] for index, name in gone]
+        if read.plain:
+            more, lost = self.plain(read)
+            read.full = read.topics[0].hot = len(more) >= read.plain
+            return found + more, missing + lost
         read.full = len(found) >= read.limit
-        return found, [read.topics[index - 1].lanes[name] for index, name in gone]
+        if len(read.topics) == 1:
+            read.topics[0].hot = read.full and len(out) == 1 and out[0][1] == b"s"
+        return found, missing
+
+    def plain(self, read: Read) -> tuple[list[Incoming], list[Lane]]:
+        """What the last command of a hot read brought."""
+        lane, reply = read.topics[0].normal, read.replies[-1]
+        if isinstance(reply, ResponseError) and "NOGROUP" in str(reply):
+            return [], [lane]
+        entries = reply[0][1] if reply and not isinstance(reply, Exception) else ()
+        if entries:
+            self._streak = 0
+            lane.last = entries[-1][0]
+        return [self.incoming(lane, entry, fields, 0, read.began) for entry, fields in entries], []
 
     def _note(self, topic: Topic, state: Sequence[Reply], now: float) -> None:
         due, sweep, locked, overtaken, *tails = state

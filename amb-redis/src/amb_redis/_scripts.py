@@ -102,9 +102,10 @@ end
 return out
 """)
 
-# KEYS: bases. ARGV: group, consumer, limit, how many of them to take from the normal lanes first,
-# lease (ms), 1 to look for what others left, 1 for an ordered group, then per base the last ids of
-# x and s (read only without a group) and 1 where an ordered group has to be taken over.
+# KEYS: bases. ARGV: group, consumer, limit, how many of them to take from the normal lanes first
+# (-1: none at all, another command reads those), lease (ms), 1 to look for what others left, 1 for
+# an ordered group, then per base the last ids of x and s (read only without a group) and 1 where an
+# ordered group has to be taken over.
 # Returns: [base index, lane, entries, earlier deliveries or nil] ...; per base [due in ms or -1,
 # next look for leftovers in ms or -1, lock: ms until somebody else's ends or -1, 1 taken over,
 # newest ids of x, s, r, entries ever added to x and s]; lanes whose group is gone.
@@ -113,6 +114,7 @@ READ = Script(
     + """
 local group, consumer, left, fair = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local lease, sweep, ordered = tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
+local hot = fair < 0
 local limit, out, states, gone, closed = left, {}, {}, {}, {}
 local again = 'r:' .. group
 
@@ -213,9 +215,9 @@ end
 for i = 1, #KEYS do take(i, 'x', left) end
 for i = 1, #KEYS do
   if group ~= '' then take(i, again, left) end
-  take(i, 's', left)
+  if not hot then take(i, 's', left) end
 end
-if left == limit then
+if left == limit and not hot then
   for i = 1, #KEYS do
     for n, lane in ipairs({'x', 's', again}) do
       local id, added = '0-0', 0

@@ -306,7 +306,7 @@ async def D9_nothing_is_acknowledged_on_the_way(t: Target) -> None:
     assert seen.data == [1], f"came again: {seen.data}"
 
 
-@case("D10", needs=("lease", "extend_lease"))
+@case("D10", needs=("lease", "extend_lease"), exclusive=True)
 async def D10_long_handlers_keep_their_lease(t: Target) -> None:
     """A handler that runs three times the lease gets its message once, as attempt 1."""
 
