@@ -17,8 +17,8 @@ LIMIT = 1000
 
 
 def spare_places(group: str | None, ordered_by: str | None, capabilities: Capabilities) -> int:
-    """How many deliveries a source may hold beyond its handlers' places, because they wait here for the next try and
-    the broker still counts them as in flight. Without a group they are settled at once and are no longer its concern."""
+    """How many deliveries a source may hold beyond its handlers' places, because they wait here for their next try
+    and the broker still counts them as in flight. Without a group it does not: there they are settled at once."""
     by_broker = capabilities.redelivery == "broker" and capabilities.delay != "none"
     return 0 if group is None or ordered_by is not None or by_broker else LIMIT
 
