@@ -67,7 +67,9 @@ def settings_for(
     own = named_policy(retry_policy)
     policy = effective_policy(retries, retry_delay, own, bus.retry_policy, bus.dead_letter_queue)
     batch = (batch_size, batch_timeout) if mode is AckMode.BATCH else None
-    compile_handler(handler, batch=batch is not None, in_thread=in_thread, concurrency=concurrency)
+    if batch is not None and responds:
+        raise ValueError(f"a responder on {pattern!r} answers one request at a time: its ack_mode cannot be batch")
+    compile_handler(handler, batch=batch is not None, in_thread=in_thread)
     return Settings(
         pattern,
         handler,
@@ -139,7 +141,6 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
         settings.handler,
         batch=settings.batch is not None,
         in_thread=settings.in_thread,
-        concurrency=settings.concurrency,
     )
     if settings.responds:
         handler = bus.requests.answering(handler)

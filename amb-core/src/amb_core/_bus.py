@@ -197,6 +197,10 @@ class MessageBus:
 
     def _prepare(self) -> None:
         self._breakers.clear()
+        self._live.clear()
+        # Of an event loop that was closed under the bus, something may be left.
+        self.requests.reset()
+        self.publisher.reset()
         for subscription in self._declared:
             self._begin(subscription)
 

@@ -56,7 +56,7 @@ class Consumer:
     ) -> None:
         self.source, self.host, self.concurrency, self._batch = source, host, concurrency, batch
         self.breakers: list[Breaker] = []
-        self.thread = threading.get_ident()
+        self.thread, self.loop = threading.get_ident(), anyio.lowlevel.current_token()
         #: The broker redelivers; else this process does. See `Source.group` and `Source.ordered_by`.
         self.by_broker = source.group is not None and capabilities.redelivery == "broker" and not source.ordered_by
         #: Deliveries are leased, not given: the broker takes them back in time.

@@ -11,6 +11,7 @@ import msgspec
 
 from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, INBOX, DeadInfo, priority_of, read_dead, read_envelope
 from ._retry import DeadLetterQueue
+from ._texts import describe, header
 from .broker import Connection, Incoming, Outgoing, Settlement, Source
 from .errors import AmbError, DecodeError, PartialFailure
 
@@ -85,8 +86,8 @@ class Undertaker:
         headers |= {
             "amb-id": headers.get("amb-id") or incoming.position or "",
             DEAD_TOPIC: incoming.topic,
-            "amb-dead-reason": delivery.reason,
-            "amb-dead-error": _error(delivery),
+            "amb-dead-reason": header(delivery.reason),
+            "amb-dead-error": header(_error(delivery)),
             "amb-dead-attempts": str(incoming.attempt),
             "amb-dead-first": str(read_envelope(incoming).timestamp or now),
             "amb-dead-last": str(now),
@@ -104,7 +105,7 @@ def _id(delivery: Delivery) -> str:
 
 def _error(delivery: Delivery) -> str:
     error = delivery.error
-    return "" if error is None else f"{type(error).__name__}: {error}"
+    return "" if error is None else f"{type(error).__name__}: {describe(error)}"
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -59,9 +59,9 @@ class Delivery(msgspec.Struct, eq=False):
     buried: bool = False
 
     def decide(self, verdict: str, delay: float = 0.0, reason: str = "") -> Settled:
-        """See `Message.ack`. May be called from the thread of a synchronous handler."""
+        """See `Message.ack`. May be called from any thread."""
         if threading.get_ident() != self.owner.thread:
-            return anyio.from_thread.run_sync(self.decide, verdict, delay, reason)
+            return anyio.from_thread.run_sync(self.decide, verdict, delay, reason, token=self.owner.loop)
         if delay < 0:
             raise ValueError(f"a delay cannot be negative: {delay}")
         if self.verdict is None:
@@ -268,12 +268,19 @@ class Processor:
         if delivery.verdict is not None:
             log.warning("%s after it was settled with %r", what, delivery.verdict, exc_info=error)
             return
-        delay = self._policy.delay_after(incoming.attempt, error)
+        delay = self._delay_after(incoming.attempt, error)
         if delay is None:
             delivery.settle("dead", reason=_reason(error, incoming.attempt), error=error)
         else:
             log.warning("%s: %s: %s; next try in %.3g s", what, type(error).__name__, error, delay)
             delivery.settle("retry", min(delay, self._max_delay or delay), error=error)
+
+    def _delay_after(self, attempt: int, error: BaseException) -> float | None:
+        try:
+            return self._policy.delay_after(attempt, error)
+        except Exception:  # a policy may be a plugin's
+            log.exception("the retry policy of %s failed: the message is not tried again", self._handler.name)
+            return None
 
 
 def _is_past(text: str) -> bool:

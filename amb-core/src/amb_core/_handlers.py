@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Coroutine, Sequence
@@ -34,7 +35,7 @@ class Handler(msgspec.Struct, frozen=True):
     responds: bool = False
 
 
-def compile_handler(function: Callable[..., Any], *, batch: bool, in_thread: bool | None, concurrency: int) -> Handler:
+def compile_handler(function: Callable[..., Any], *, batch: bool, in_thread: bool | None) -> Handler:
     """What `function` takes and how to call it. Raises: TypeError if it is not callable with a message,
     ConfigurationError if an annotation cannot be resolved."""
     if not callable(function):
@@ -46,7 +47,7 @@ def compile_handler(function: Callable[..., Any], *, batch: bool, in_thread: boo
         arguments = typing.get_args(annotation)
         annotation = arguments[0] if arguments else Any
     bare = annotation not in _NO_TYPE
-    return Handler(name, _caller(function, in_thread, concurrency), annotation if bare else Any, bare, bool(rest))
+    return Handler(name, _caller(function, in_thread), annotation if bare else Any, bare, bool(rest))
 
 
 def handler_name(function: Callable[..., Any]) -> str:
@@ -101,7 +102,7 @@ def _closure(target: Any) -> dict[str, Any]:
     return dict(inspect.getclosurevars(function).nonlocals) if inspect.isfunction(function) else {}
 
 
-def _caller(function: Callable[..., Any], in_thread: bool | None, concurrency: int) -> Call:
+def _caller(function: Callable[..., Any], in_thread: bool | None) -> Call:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return function
     limiter: list[anyio.CapacityLimiter] = []  # made on first use: building a subscription touches no loop
@@ -111,7 +112,7 @@ def _caller(function: Callable[..., Any], in_thread: bool | None, concurrency: i
             result = function(*arguments)
         else:
             if not limiter:
-                limiter.append(anyio.CapacityLimiter(concurrency))
+                limiter.append(anyio.CapacityLimiter(math.inf))  # the subscription's concurrency is the limit
             work = functools.partial(_contained, function, arguments)
             (result,) = await anyio.to_thread.run_sync(work, limiter=limiter[0], abandon_on_cancel=True)
         return await result if inspect.isawaitable(result) else result

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,7 +117,7 @@ class Host:
             if self.fatal is not None:
                 raise BusClosed(f"the bus stopped ({self.fatal}): mend that, then call connect()") from self.fatal
             raise BusClosed("the bus is disconnected: call connect(), or publish before leaving `async with`")
-        if self.state in ("new", "starting"):
+        if self.state in ("new", "starting") or self._orphaned():
             await self.start()
         for supervised in list(self._pending_live):
             await self.wait_live(supervised)
@@ -144,6 +145,11 @@ class Host:
     async def start(self) -> None:
         """Connect. Idempotent, and safe to call concurrently. Raises: BrokerUnavailable when the broker was
         not reached in time; AuthenticationError, AccessDenied and ConfigurationError at once."""
+        if self._orphaned():
+            self.state, self.connection, self._connecting = "closed", None, None
+            self.supervised.clear()
+            self._pending_live.clear()
+            self._bound.clear()
         if self.state == "stopping":
             if current_consumer.get() is not None:
                 raise BusClosed("the bus is being disconnected and waits for this handler: connect() after that")
@@ -161,6 +167,10 @@ class Host:
         if self.fatal is not None:
             await ended.wait()
             raise self.fatal
+
+    def _orphaned(self) -> bool:
+        """It has not ended, but its event loop was closed: nothing of it will ever run again."""
+        return self.state not in ("new", "closed") and self._task is not None and self._task.get_loop().is_closed()
 
     async def main(self) -> None:
         """The host task."""
@@ -462,13 +472,14 @@ class Host:
 
     def dying(self) -> bool:
         """The host itself is being cancelled (the loop closes, or the drain is over)."""
-        cancelled = self._task is not None and self._task.cancelling() > 0
-        return cancelled or self._group.cancel_scope.cancel_called
+        if self._task is not None and (self._task.cancelling() > 0 or self._orphaned()):
+            return True
+        return self._group.cancel_scope.cancel_called or anyio.current_effective_deadline() == -math.inf
 
     def emit(self, event: str, argument: str) -> None:
         """Call the listeners of `event`, each in a task of its own."""
         for listener in self.listeners.get(event, ()):
-            self.start_soon(_call_listener, listener, argument)
+            self.start_soon(_call_listener, listener, event, argument)
 
 
 async def _until_nothing_comes(consumers: list[Consumer]) -> None:
@@ -489,13 +500,13 @@ async def _first_of(event: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _call_listener(listener: Callable[..., Any], argument: str) -> None:
+async def _call_listener(listener: Callable[..., Any], event: str, argument: str) -> None:
     try:
         result = listener(argument)
         if isinstance(result, Awaitable):
             await result
     except Exception:
-        log.exception("a listener failed")
+        log.exception("a listener failed on %s of %r", event, argument)
 
 
 def _single(error: Exception) -> Exception:
@@ -513,4 +524,5 @@ def _spawn(host: Host) -> None:
     else:
         import trio
 
+        host._task = None
         trio.lowlevel.spawn_system_task(host.main, name="amb")

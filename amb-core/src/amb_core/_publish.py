@@ -243,6 +243,10 @@ class Publisher:
                 await anyio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE) if again else _FIRST_PAUSE
 
+    def reset(self) -> None:
+        """Begin anew: whoever still waited is gone."""
+        self._sending, self._queue = [], []
+
     async def drain(self) -> None:
         """Return when nothing is waiting to be sent."""
         while self._queue or self._sending:

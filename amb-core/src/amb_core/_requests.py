@@ -15,6 +15,7 @@ import msgspec
 from ._deliver import current_message
 from ._leaving import left_in_time
 from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
+from ._texts import describe
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
 from .concurrency import Future, new_future
 from .errors import (
@@ -124,7 +125,7 @@ class Requests:
             await asked.done
         finally:
             timer.cancel()
-            del self._asked[request_id]
+            self._asked.pop(request_id, None)
         if asked.abandoned and not asked.answers:
             raise BusClosed(f"the bus was disconnected before a reply from {asked.topic!r} came")
         return asked.answers
@@ -219,6 +220,11 @@ class Requests:
             self._inbox_scope.cancel()
             await self._closed.wait()
 
+    def reset(self) -> None:
+        """Begin anew: whoever still waited is gone."""
+        self._asked.clear()
+        self._open, self._inbox_scope = False, None
+
     def abandon(self) -> None:
         """No more answers can come, to anybody."""
         for asked in self._asked.values():
@@ -310,7 +316,7 @@ class Requests:
         return msgspec.structs.replace(handler, call=call, responds=True)
 
     async def _tell(self, request: Message, error: BaseException) -> None:
-        text = str(error)[:_LONGEST_ERROR].encode(errors="replace").decode()  # so that this at least can be sent
+        text = describe(error)[:_LONGEST_ERROR].encode(errors="replace").decode()  # so that this at least can be sent
         await self.reply_error(request, text, type(error).__name__)
         request.ack()  # the caller knows: no retry, no dead letter
 
