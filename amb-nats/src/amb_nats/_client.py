@@ -95,7 +95,7 @@ class Link:
         self._box = client.new_inbox()
         self._serial = itertools.count()
         self._waiting: set[asyncio.Future[Any]] = set()
-        self._asked: dict[str, Callable[[Msg], None]] = {}
+        self._asked: dict[str, tuple[asyncio.Future[Msg], str]] = {}
         self._denied: deque[tuple[str, str]] = deque(maxlen=1000)
 
     async def start(self) -> None:
@@ -103,23 +103,27 @@ class Link:
         await self.client.subscribe(f"{self._box}.*", cb=self._answered)
 
     async def _answered(self, message: Msg) -> None:
-        if (asked := self._asked.pop(message.subject, None)) is not None:
-            asked(message)
+        if (asked := self._asked.pop(message.subject, None)) is not None and not asked[0].done():
+            asked[0].set_result(message)
 
-    def expect(self, answer: Callable[[Msg], None]) -> str:
-        """A subject; `answer` is called with the first message that comes to it."""
-        box = f"{self._box}.{next(self._serial)}"
-        self._asked[box] = answer
-        return box
+    def expect(self, subject: str) -> tuple[str, asyncio.Future[Msg]]:
+        """Where the answer to what is published on `subject` is to go, and a future for it. `forget` it."""
+        box, answer = f"{self._box}.{next(self._serial)}", self.future()
+        self._asked[box] = answer, subject.lower()
+        return box, answer
 
-    def forget(self, box: str) -> None:
+    def forget(self, box: str, answer: asyncio.Future[Msg]) -> None:
         """Expect nothing there any more."""
         self._asked.pop(box, None)
+        answer.cancel()
 
     async def failed(self, error: Exception) -> None:
         """What nats-py reports besides: refusals, and trouble that ends the link anyway."""
         if found := _DENIED.search(str(error).lower()):
             self._denied.append((found[1], found[2]))
+            for answer, subject in self._asked.values():
+                if found[1] == "publish" and subject == found[2] and not answer.done():
+                    answer.set_exception(error)
         logger.debug("NATS: %s", error)
 
     async def closed(self) -> None:
@@ -183,13 +187,12 @@ class Link:
     async def ask(self, subject: str, request: Mapping[str, Any] | None, doing: str) -> dict[str, Any]:
         """The answer of a JetStream API. Raises: AmbError."""
         self.check()
-        answer = self.future()
-        box = self.expect(lambda message: None if answer.done() else answer.set_result(message))
+        box, answer = self.expect(subject)
         try:
             await self.call(doing, self.client.publish(subject, msgspec.json.encode(request or {}), box))
             message: Msg = await self.answer(answer, doing)
         finally:
-            self.forget(box)
+            self.forget(box, answer)
         if status(message) is not None:
             raise NoResponders(f"{doing}: nobody answers on {subject!r}")
         reply: dict[str, Any] = msgspec.json.decode(message.data)

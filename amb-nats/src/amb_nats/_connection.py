@@ -86,8 +86,7 @@ class NatsConnection:
         """Publish without JetStream. Waits for the server where somebody wants to know, and on new subjects."""
         errors: dict[int, AmbError] = {}
         written: dict[int, str] = {}
-        nobody: set[int] = set()
-        boxes: list[str] = []
+        asked: dict[int, tuple[str, asyncio.Future[Msg]]] = {}
         wait = False
         for i in chosen:
             message = batch[i]
@@ -98,8 +97,7 @@ class NatsConnection:
                 continue
             box = ""
             if message.mandatory:
-                box = self._link.expect(lambda _, i=i: nobody.add(i))  # type: ignore[misc]
-                boxes.append(box)
+                asked[i] = box, _ = self._link.expect(name)
             wait = wait or message.confirm or message.mandatory or name not in self._known
             await self._link.call(
                 f"publish to {message.topic!r}", self._link.client.publish(name, message.body, box, headers)
@@ -109,12 +107,14 @@ class NatsConnection:
             if wait and written:
                 await self._link.flush("publish", unknown=True)
                 errors.update(self._refused(batch, written))
+            # The server says so before it answers the ping, and says nothing if there is somebody.
+            for i, (_, answer) in asked.items():
+                if answer.done() and i not in errors:
+                    errors[i] = NoResponders(f"nobody is subscribed to {batch[i].topic!r}")
+            return errors
         finally:
-            for box in boxes:
-                self._link.forget(box)
-        for i in nobody:
-            errors.setdefault(i, NoResponders(f"nobody is subscribed to {batch[i].topic!r}"))
-        return errors
+            for box, answer in asked.values():
+                self._link.forget(box, answer)
 
     def _refused(self, batch: Sequence[Outgoing], written: Mapping[int, str]) -> dict[int, AmbError]:
         denied = self._link.denied("publish", set(written.values()))

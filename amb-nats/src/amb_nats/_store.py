@@ -67,18 +67,18 @@ class Store:
                 if (error := await self._write(i, batch[i], waiting)) is not None:
                     errors[i] = error
             for i, (_, answer) in waiting.items():
-                message = await self._link.answer(answer, f"publish to {batch[i].topic!r}", unknown=True)
+                try:
+                    message = await self._link.answer(answer, f"publish to {batch[i].topic!r}", unknown=True)
+                except AccessDenied as error:
+                    errors[i] = error
+                    continue
                 if status(message) is not None:
                     homeless.append(i)
-                elif (error := self._refusal(batch[i], message)) is not None:
-                    errors[i] = error
-        except AmbError:
-            self._denied(batch, waiting)
-            raise
+                elif (refusal := self._refusal(batch[i], message)) is not None:
+                    errors[i] = refusal
         finally:
             for box, answer in waiting.values():
-                self._link.forget(box)
-                answer.cancel()
+                self._link.forget(box, answer)
         return homeless
 
     async def _write(
@@ -94,11 +94,9 @@ class Store:
         client = self._link.client
         if (error := too_large(message, headers, client.max_payload)) is not None:
             return error
-        answer = self._link.future()
-        box = self._link.expect(lambda got: None if answer.done() else answer.set_result(got))
-        waiting[index] = box, answer
-        doing = f"publish to {message.topic!r}"
-        await self._link.call(doing, client.publish(subject(message.topic), message.body, box, headers))
+        name = subject(message.topic)
+        waiting[index] = box, _ = self._link.expect(name)
+        await self._link.call(f"publish to {message.topic!r}", client.publish(name, message.body, box, headers))
         return None
 
     def _refusal(self, message: Outgoing, reply: Msg) -> AmbError | None:
@@ -112,11 +110,3 @@ class Store:
                 "name it in stream_name, or set stream_subjects"
             )
         return None
-
-    def _denied(self, batch: Sequence[Outgoing], waiting: dict[int, tuple[str, asyncio.Future[Msg]]]) -> None:
-        """Nobody answers what the server did not permit. Raises: AccessDenied."""
-        for i in waiting:
-            if self._link.denied("publish", {subject(batch[i].topic)}):
-                raise AccessDenied(
-                    f"publish to {batch[i].topic!r}: the server does not permit it; extend the user's publish permissions"
-                )

@@ -65,7 +65,8 @@ class Stream:
         if given := self._options.stream_subjects:
             if not any(_collide(mine, theirs) for mine in given for theirs in subjects):
                 raise NotFound(
-                    f"{what}: the stream {self.name!r} keeps {', '.join(given)} and nothing else: extend stream_subjects"
+                    f"{what}: the stream {self.name!r} keeps {', '.join(given)} and nothing else: "
+                    "extend stream_subjects"
                 )
             wanted = set(given)
         else:
@@ -148,8 +149,14 @@ class Stream:
 
     async def make_consumer(self, name: str, config: dict[str, Any], what: str) -> dict[str, Any]:
         """Make a consumer, or change it. Raises: AmbError."""
-        request = {"stream_name": self.name, "config": {"name": name, **config}}
-        return await self.ask(f"CONSUMER.CREATE.{self.name}.{name}", request, what)
+        request: dict[str, Any] = {"stream_name": self.name, "config": {"name": name, **config}}
+        verb, several = f"CONSUMER.CREATE.{self.name}.{name}", request["config"].pop("filter_subjects", [])
+        if len(several) == 1:
+            # So permissions can be given by subject; which only works for one.
+            request["config"]["filter_subject"], verb = several[0], f"{verb}.{several[0]}"
+        elif several:
+            request["config"]["filter_subjects"] = several
+        return await self.ask(verb, request, what)
 
     async def drop_consumer(self, name: str) -> None:
         """Remove a consumer, if it is there."""

@@ -9,7 +9,7 @@ __all__ = ["amb_register_brokers"]
 
 @hookimpl
 def amb_register_brokers(register: BrokerRegister) -> None:
-    """Registers ``nats``, also as ``tls://``. ``NATS_URL``, as NATS's own tools read it, counts where AMB's is not set."""
+    """Registers ``nats``, also as ``tls://``. NATS's own ``NATS_URL`` counts where AMB's is not set."""
     from .broker import NatsBroker
 
     register("nats", NatsBroker, schemes=("nats", "tls"), env={"url": "NATS_URL"})
