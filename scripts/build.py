@@ -132,9 +132,9 @@ def check(archive: Path, folder: Path) -> str:
 def run(command: Sequence[str]) -> str:
     """What the command prints, run outside any environment. Raises: BuildFailed with it, if it failed."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(command, env=clean, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, env=clean, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildFailed(f"{' '.join(command[:6])} … failed:\n{done.stdout}")
+        raise BuildFailed(f"{' '.join(command[:6])} … failed:\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
 
 

@@ -18,7 +18,7 @@ class AcmeBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Seconds after which a delivery that is neither settled nor extended goes to another member.
     lease: Annotated[float, msgspec.Meta(ge=0.2)] = 30.0
     #: Seconds after which a waiting subscriber notices what another process has published.
-    poll: Annotated[float, msgspec.Meta(gt=0)] = 0.02
+    poll: Annotated[float, msgspec.Meta(gt=0)] = 0.05
     #: Publishing waits until the disk has the message.
     sync: bool = False
 
