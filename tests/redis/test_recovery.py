@@ -203,6 +203,27 @@ async def test_data_lost_under_a_live_group_is_said_and_survived(
         await eventually(lambda: len(seen.data) > before and bus.stats.acked > 0, "it is settled too", 5)
 
 
+@pytest.mark.parametrize("pattern", ["work", "work.#"])
+@pytest.mark.parametrize("group", ["workers", None])
+async def test_what_came_after_the_loss_and_before_the_reconnect_is_delivered(
+    server: Server, fragile: RedisBroker, hurt: redis.Redis, prefix: str, pattern: str, group: str | None
+) -> None:
+    seen = Collector()
+    async with MessageBus(msgspec.structs.replace(fragile, client_options={"client_name": prefix})) as bus:
+        await bus.subscribe(pattern, seen, group=group)
+        await bus.publish("work", "before")
+        await seen.wait()
+        # Without giving the loop a chance in between: the server restarts empty, and others publish first.
+        for client in hurt.client_list():
+            if client["name"] == prefix:
+                hurt.client_kill_filter(_id=client["id"])
+        hurt.flushall()
+        hurt.sadd(f"{prefix}:{{topics}}", "work")
+        hurt.xadd(f"{prefix}:{{work}}:s", {"body": '"meanwhile"'})
+        await seen.wait(2)
+        assert seen.data == ["before", "meanwhile"]
+
+
 async def test_a_server_that_forgot_the_scripts_is_taught_again(broker: RedisBroker, native: redis.Redis) -> None:
     seen = Collector(RuntimeError("once"), failures=1)
     async with MessageBus(broker) as bus:

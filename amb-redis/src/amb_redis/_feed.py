@@ -110,7 +110,9 @@ class StreamFeed:
     async def _bind(self, names: Iterable[str], start: bytes) -> None:
         """Make groups where they are missing, and know where reading begins."""
         topics = [self._topics.get(name) or Topic(name, self._names.base(name), self._group) for name in names]
-        calls = [(t.base, _scripts.BIND.call([t.base], self._group, start, self._forget)) for t in topics]
+        calls = [
+            (t.base, _scripts.BIND.call([t.base], self._group, *self._from(t, start), self._forget)) for t in topics
+        ]
         for topic, reply in zip(topics, await self._servers.call(calls, self._doing), strict=True):
             tails = checked(reply, self._doing)
             if topic.name not in self._topics:
@@ -121,6 +123,10 @@ class StreamFeed:
                     topic.normal.begin(tails[2], tails[3])
             topic.wake = topic.sweep = 0.0
         self._wake = 0.0
+
+    def _from(self, topic: Topic, start: bytes) -> tuple[bytes, bytes]:
+        """Where a group begins that is missing: a topic that was read before goes on from there."""
+        return (topic.express.last, topic.normal.last) if topic.name in self._topics else (start, start)
 
     async def _look(self, start: bytes = b"0") -> None:
         """Bind the matching topics that are in the registry and not bound."""

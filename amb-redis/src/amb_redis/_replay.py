@@ -87,7 +87,7 @@ class _Lane:
     async def begin(self, first: str, until_ms: int | None) -> None:
         """Fix both ends."""
         tails = await self._servers.one(
-            self._base, _scripts.BIND.call([self._base], "", "0", 0), "read the end of a stream"
+            self._base, _scripts.BIND.call([self._base], "", 0, 0, 0), "read the end of a stream"
         )
         self._from = first
         self._to = tails[0 if self._lane == "x" else 2].decode()

@@ -66,15 +66,15 @@ return 1
 """
 )
 
-# KEYS: bases. ARGV: group ('' for none), where it begins, ms after which a consumer that holds
-# nothing is forgotten. Returns the newest id of x and s, each with the entries ever added.
+# KEYS: bases. ARGV: group ('' for none), where it begins in x and in s, ms after which a consumer
+# that holds nothing is forgotten. Returns the newest id of x and s, each with the entries ever added.
 BIND = Script("""
 local out = {}
 for _, base in ipairs(KEYS) do
-  for _, lane in ipairs({'x', 's'}) do
+  for n, lane in ipairs({'x', 's'}) do
     local key = base .. lane
     if ARGV[1] ~= '' then
-      local made = redis.pcall('XGROUP', 'CREATE', key, ARGV[1], ARGV[2], 'MKSTREAM')
+      local made = redis.pcall('XGROUP', 'CREATE', key, ARGV[1], ARGV[1 + n], 'MKSTREAM')
       if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
     end
     local info = {}
@@ -92,7 +92,7 @@ for _, base in ipairs(KEYS) do
       for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', base .. lane, ARGV[1])) do
         local c = {}
         for i = 1, #raw, 2 do c[raw[i]] = raw[i + 1] end
-        if c['pending'] == 0 and c['idle'] > tonumber(ARGV[3]) then
+        if c['pending'] == 0 and c['idle'] > tonumber(ARGV[4]) then
           redis.call('XGROUP', 'DELCONSUMER', base .. lane, ARGV[1], c['name'])
         end
       end
