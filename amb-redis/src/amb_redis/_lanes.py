@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import msgspec
 from amb_core.broker import Incoming
 
 __all__ = ["Delivery", "Lane", "Topic"]
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One delivery in our hands; the token of its message."""
 
-    __slots__ = ("attempt", "done", "id", "incoming", "lane", "position", "since", "tried")
-
-    def __init__(self, lane: Lane, entry: bytes, attempt: int, position: str, since: float) -> None:
-        self.lane = lane
-        self.id = entry
-        self.attempt = attempt
-        self.position = position
-        #: The lease began at or after this (monotonic).
-        self.since = since
-        self.done = False
-        #: Settling it was tried and the outcome is not known.
-        self.tried = False
-        #: Kept where the process redelivers.
-        self.incoming: Incoming | None = None
+    lane: Lane
+    id: bytes
+    attempt: int
+    position: str
+    #: The lease began at or after this (monotonic).
+    since: float
+    done: bool = False
+    #: Settling it was tried and the outcome is not known.
+    tried: bool = False
+    #: Kept where the process redelivers.
+    incoming: Incoming | None = None
 
 
 class Lane:

@@ -172,12 +172,12 @@ class Reader:
 
     def incoming(self, lane: Lane, entry: bytes, fields: Sequence[bytes], earlier: int, began: float) -> Incoming:
         """The message of an entry, in our hands from now on."""
-        body, headers, key, base, position = from_entry(fields or (), lane.again)
-        attempt = base + earlier + 1
-        position = position or entry.decode() + lane.tail
+        said = from_entry(fields or (), lane.again)
+        attempt = said.base + earlier + 1
+        position = said.position or entry.decode() + lane.tail
         delivery = Delivery(lane, entry, attempt, position, began)
         lane.open[entry] = delivery
-        incoming = Incoming(lane.topic.name, body, headers, delivery, key, attempt, position)
+        incoming = Incoming(lane.topic.name, said.body, said.headers, delivery, said.key, attempt, position)
         if not self._group:
             delivery.incoming = incoming
         return incoming

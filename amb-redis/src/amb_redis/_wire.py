@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -80,7 +79,7 @@ class Names:
         return channel[len(self._channel) :].decode(errors="replace")
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct):
     """What a stream entry says."""
 
     body: bytes
