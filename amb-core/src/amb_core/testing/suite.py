@@ -27,8 +27,9 @@ def conformance_suite(
     """A class with one test per case id (``test_A1`` … ``test_N8``), to be assigned to a name that pytest collects.
 
     `make` is called when the first test runs: a broker, or a `Rig`. The selected cases run together, `jobs` at a
-    time; each test then reports its own outcome. A refusal passes; what is not declared and cannot be asked for, and
-    cases without a fixture, are skipped with their reason (failed if the rig says it is complete). `sections`
+    time; each test then reports its own outcome. A case about what the broker does not declare (which the bus must
+    have refused, where that can be asked for) and a case without a fixture are skipped with their reason; a rig that
+    says it is complete fails for a missing fixture. `sections`
     ("ABC") leaves out the others, for a second event loop. A subclass that replaces or drops a case is refused.
     """
     wanted = [case.id for case in select(list(sections) or None)]
