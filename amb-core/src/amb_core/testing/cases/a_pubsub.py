@@ -278,7 +278,8 @@ async def A14_a_batch_names_what_failed(t: Target) -> None:
         if bad:
             raise PartialFailure({index: Unavailable("refused on purpose") for index in bad})
 
-    bus, seen = t.bus(TamperedBroker(t.broker, send=send)), t.recorder()
+    # What is Unavailable is offered again until the publish timeout.
+    bus, seen = t.bus(TamperedBroker(t.broker, send=send), publish_timeout=2.0), t.recorder()
     await bus.subscribe(t.topic("batch"), seen)
     messages = [
         Message(
