@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
@@ -164,8 +164,18 @@ class MessageBus:
         await self.host.stop(wait=own is None or own.host is not self.host)
 
     async def __aenter__(self) -> MessageBus:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:
+            await self._leave_unfinished()
+            raise
         return self
+
+    async def _leave_unfinished(self) -> None:
+        """It could not begin as it should: nobody will have the chance to disconnect it."""
+        if self.host.state == "up":
+            with anyio.CancelScope(shield=True):
+                await self.disconnect()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -187,6 +197,7 @@ class MessageBus:
                 failure = error
             group.cancel_scope.cancel()
         if failure is not None:
+            await self._leave_unfinished()
             raise failure
 
     async def _stop_on_signal(self, *, task_status: TaskStatus[None]) -> None:
@@ -417,9 +428,14 @@ class MessageBus:
         connection = await self.host.connection_up(self.host.connect_timeout)
         assert isinstance(connection, Replays), "declares replay, has no Replays"
         decode, matches = self.codec.decoder(Any), compile_pattern(topic)
-        async for incoming in connection.replay(topic, since, until):
-            if matches(incoming.topic):
-                yield Message._delivered(incoming, decode(incoming), None)
+        stored = connection.replay(topic, since, until)
+        try:
+            async for incoming in stored:
+                if matches(incoming.topic):
+                    yield Message._delivered(incoming, decode(incoming), None)
+        finally:
+            if isinstance(stored, AsyncGenerator):  # a reader that breaks off ends it here and now
+                await stored.aclose()
 
     # --- request and reply
 

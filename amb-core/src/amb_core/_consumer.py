@@ -79,6 +79,8 @@ class Consumer:
         self._held = Held(self)
         self._spare = spare_places(source.group, source.ordered_by, capabilities)
         self.pending: list[Delivery] = []
+        #: Verdicts that the broker could not take just now.
+        self._again: set[Delivery] = set()
         self._waiters: list[Future[None]] = []
         self._flush_due = 0.0
         self._flushing = self._flush_coming = self._dry = self._some_dead = False
@@ -374,8 +376,9 @@ class Consumer:
                         continue
                     await feed.settle([delivery.settlement() for delivery in batch])
                 except PartialFailure as failure:
-                    for index, error in failure.errors.items():
-                        self._not_settled(batch[index], error)
+                    for index, delivery in enumerate(batch):
+                        if index in failure.errors:
+                            self._not_settled(delivery, failure.errors[index])
                 except BaseException as error:
                     self.pending = [d for d in batch if not d.settled] + self.pending  # for the next feed
                     if not isinstance(error, Exception):
@@ -436,6 +439,7 @@ class Consumer:
     def _not_settled(self, delivery: Delivery, error: Exception) -> None:
         if isinstance(error, BrokerUnavailable):
             delivery.unsettled_again = True
+            self._again.add(delivery)
             self.host.timers.call_later(SETTLE_AGAIN, lambda: self._settle_again(delivery))
             return
         if self.source.group is None and isinstance(error, LeaseLost):
@@ -452,7 +456,8 @@ class Consumer:
         )
 
     def _settle_again(self, delivery: Delivery) -> None:
-        if not delivery.lost:
+        if delivery in self._again and not delivery.lost:
+            self._again.discard(delivery)
             self.pending.append(delivery)
             self.flush_soon()
 
@@ -559,6 +564,8 @@ class Consumer:
             waiter = new_future()
             self._waiters.append(waiter)
             await waiter
+        self.pending.extend(self._again)
+        self._again.clear()
         await self.flush()
 
     def gone(self) -> None:

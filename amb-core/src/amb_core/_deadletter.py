@@ -141,7 +141,7 @@ class DeadLetterBox:
         only, with attempts starting anew. Returns how many."""
 
         async def again(incoming: Incoming) -> bool:
-            if ids is not None and read_envelope(incoming).id not in ids:
+            if not _is_among(incoming, ids):
                 return False
             await self._publisher.send(_original(incoming))
             return True
@@ -152,7 +152,7 @@ class DeadLetterBox:
         """Remove dead letters (all, or those with the ids). Returns how many."""
 
         async def away(incoming: Incoming) -> bool:
-            return ids is None or read_envelope(incoming).id in ids
+            return _is_among(incoming, ids)
 
         return await self._each(connection, topic, None, away)
 
@@ -188,6 +188,11 @@ class DeadLetterBox:
         except DecodeError:
             data = None
         return DeadLetter(envelope.id, info, envelope.headers, data, incoming.body)
+
+
+def _is_among(incoming: Incoming, ids: Collection[str] | None) -> bool:
+    names = [ids] if isinstance(ids, str) else ids
+    return names is None or read_envelope(incoming).id in names
 
 
 def _original(incoming: Incoming) -> Outgoing:

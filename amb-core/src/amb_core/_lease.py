@@ -47,7 +47,7 @@ class Renewal:
 
     def _due(self) -> None:
         self._armed = False
-        if self._consumer.open:
+        if self._consumer.open and not self._consumer.aborted:
             self.arm()
             old = [delivery for delivery in self._consumer.open.values() if delivery.tick < self.tick]
             self.tick += 1
@@ -69,9 +69,9 @@ class Renewal:
                 self._consumer.fail(feed, error)
             return
         stats.lease_renewals += len(deliveries) - len(errors)
-        for index, error in errors.items():
-            delivery = deliveries[index]
-            if delivery.settled:
+        for index, delivery in enumerate(deliveries):
+            error = errors.get(index)
+            if error is None or delivery.settled:
                 continue
             lost = isinstance(error, LeaseLost)
             log.warning(

@@ -316,16 +316,20 @@ class Requests:
         return msgspec.structs.replace(handler, call=call, responds=True)
 
     async def _tell(self, request: Message, error: BaseException) -> None:
-        text = describe(error)[:_LONGEST_ERROR].encode(errors="replace").decode()  # so that this at least can be sent
-        await self.reply_error(request, text, type(error).__name__)
+        await self.reply_error(request, _sendable(error), type(error).__name__)
         request.ack()  # the caller knows: no retry, no dead letter
 
     async def refuse(self, request: Message, error: Exception) -> None:
         """Tell the caller that its request could not be read, which is a dead letter all the same. Never raises."""
         try:
-            await self.reply_error(request, str(error)[:_LONGEST_ERROR], type(error).__name__)
-        except AmbError as failure:
+            await self.reply_error(request, _sendable(error), type(error).__name__)
+        except Exception as failure:  # whatever is wrong with the address that a stranger wrote on it
             log.warning("the caller of %r was not told of its mistake: %s", request.topic, failure)
+
+
+def _sendable(error: BaseException) -> str:
+    """What it says, so that this at least can be sent."""
+    return describe(error)[:_LONGEST_ERROR].encode(errors="replace").decode()
 
 
 class Response:
