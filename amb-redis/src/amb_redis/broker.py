@@ -23,7 +23,7 @@ _Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A Redis or Valkey server (7.0 or newer), a Sentinel-guarded pair, or a Cluster.
+    """A Redis server (7.0 or newer), a Sentinel-guarded pair, or a Cluster.
 
     ``RedisBroker("redis://localhost:6379/0")``; ``rediss://`` means TLS, ``unix:///path`` a socket.
     """
