@@ -306,7 +306,7 @@ class ExtendsLease(Protocol):
     """On a `Feed`: keeps deliveries ours while their handlers run."""
 
     async def extend(self, tokens: Sequence[Token]) -> None:
-        """Restart the lease of each delivery. Called about every third of the lease.
+        """Restart the lease of each delivery. Called about every quarter of the lease.
 
         Raises: `PartialFailure` with `LeaseLost` for those no longer ours.
         """
