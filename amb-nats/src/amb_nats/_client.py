@@ -78,9 +78,11 @@ class _Client(Client):
         await self._send_ping(answer)
 
     def abort(self) -> None:
-        """Close the socket without a word."""
-        if self._transport is not None:
-            self._transport.close()
+        """Close the socket without a word, and without waiting to get rid of any."""
+        self._pending, self._pending_data_size = [], 0
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
 
 class Link:
@@ -184,17 +186,22 @@ class Link:
         self._denied.extend(kept)
         return found
 
-    async def ask(self, subject: str, request: Mapping[str, Any] | None, doing: str) -> dict[str, Any]:
-        """The answer of a JetStream API. Raises: AmbError."""
+    async def exchange(self, subject: str, body: bytes, doing: str) -> Msg:
+        """The answer to what is published on `subject`. Raises: NoResponders, AccessDenied, ConnectionLost."""
         self.check()
         box, answer = self.expect(subject)
         try:
-            await self.call(doing, self.client.publish(subject, msgspec.json.encode(request or {}), box))
+            await self.call(doing, self.client.publish(subject, body, box))
             message: Msg = await self.answer(answer, doing)
         finally:
             self.forget(box, answer)
-        if status(message) is not None:
+        if status(message) == "503":
             raise NoResponders(f"{doing}: nobody answers on {subject!r}")
+        return message
+
+    async def ask(self, subject: str, request: Mapping[str, Any] | None, doing: str) -> dict[str, Any]:
+        """The answer of a JetStream API. Raises: AmbError."""
+        message = await self.exchange(subject, msgspec.json.encode(request or {}), doing)
         reply: dict[str, Any] = msgspec.json.decode(message.data)
         if (error := reply.get("error")) is not None:
             raise api_error(error, doing)

@@ -26,7 +26,7 @@ from ._pull import PullFeed
 from ._replay import replay
 from ._store import Store
 from ._stream import Stream
-from ._wire import from_headers, is_inbox, subject, to_headers, too_large, topic
+from ._wire import Names, from_headers, is_inbox, to_headers, too_large
 
 if TYPE_CHECKING:
     from .broker import NatsBroker
@@ -59,8 +59,9 @@ class NatsConnection:
 
     def __init__(self, options: NatsBroker, link: Link) -> None:
         self._options, self._link = options, link
+        self._names = Names(options.prefix, options.inbox_prefix)
         self._stream = Stream(options, link) if options.stores else None
-        self._store = Store(link, self._stream) if self._stream is not None else None
+        self._store = Store(link, self._stream, self._names) if self._stream is not None else None
         self._known: set[str] = set()
 
     async def start(self) -> None:
@@ -90,7 +91,7 @@ class NatsConnection:
         wait = False
         for i in chosen:
             message = batch[i]
-            name = subject(message.topic)
+            name = self._names.subject(message.topic)
             headers = to_headers(message)
             if (error := too_large(message, headers, self._link.client.max_payload)) is not None:
                 errors[i] = error
@@ -137,9 +138,9 @@ class NatsConnection:
         # A work queue has no room for readers beside its groups; those listen in instead.
         listens = source.group is None and self._options.stream_retention == "workqueue"
         if self._stream is None or is_inbox(source.pattern) or listens:
-            feed = LiveFeed(self._options, self._link, source)
+            feed = LiveFeed(self._options, self._link, self._names, source)
         else:
-            feed = PullFeed(self._options, self._link, self._stream, source)
+            feed = PullFeed(self._options, self._link, self._stream, self._names, source)
         try:
             await feed.start()
             yield feed
@@ -153,9 +154,9 @@ class NatsConnection:
 
         async def arrived(message: Msg) -> None:
             headers, key = from_headers(message.headers)
-            deliver(Incoming(topic(message.subject), message.data, headers, 0, key))
+            deliver(Incoming(address, message.data, headers, 0, key))
 
-        made = await subscribe(self._link, [subject(address)], "", arrived, "open the inbox for replies")
+        made = await subscribe(self._link, [self._names.subject(address)], "", arrived, "open the inbox for replies")
         try:
             yield
         finally:
@@ -167,16 +168,16 @@ class NatsConnection:
         """See `amb_core.broker.Replays.replay`."""
         if self._stream is None:
             raise UnsupportedError("core NATS stores nothing to replay: jetstream=True does")
-        return replay(self._link, self._stream, pattern, since, until)
+        return replay(self._link, self._stream, self._names, pattern, since, until)
 
     async def ping(self) -> Mapping[str, str]:
         """See `amb_core.broker.ReportsHealth.ping`."""
         began = time.perf_counter()
         await self._link.flush("ask NATS for its health")
         latency = time.perf_counter() - began
-        url = self._link.client.connected_url
+        url, version = self._link.client.connected_url, self._link.client.connected_server_version
         facts = {
-            "version": f"nats-server {self._link.client.connected_server_version.major}.{self._link.client.connected_server_version.minor}",
+            "version": f"nats-server {version.major}.{version.minor}.{version.patch}",
             "server": url.netloc.rpartition("@")[2] if url else "?",
             "latency": f"{latency * 1000:.2f} ms",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ._client import Link
-from ._wire import durable, filters, from_headers, is_private, topic
+from ._wire import Names, durable, from_headers
 
 if TYPE_CHECKING:
     from .broker import NatsBroker
@@ -26,6 +27,8 @@ logger = logging.getLogger("amb.nats")
 
 #: A receive returns empty after this, seconds, having heard from the server.
 _WAIT = 4.0
+#: Seconds after which what has come in meanwhile counts.
+_STALE = 0.001
 _LANES = {"critical": 0, "urgent": 1, "high": 2, "normal": 3, "low": 4, "background": 5}
 
 
@@ -44,12 +47,14 @@ async def subscribe(link: Link, subjects: Sequence[str], queue: str, arrived: ob
 class LiveFeed:
     """`Feed` and `KnowsPeers` without anything stored. The server hands over at once, so what waits, waits here."""
 
-    def __init__(self, options: NatsBroker, link: Link, source: Source) -> None:
-        self._options, self._link, self._source = options, link, source
+    def __init__(self, options: NatsBroker, link: Link, names: Names, source: Source) -> None:
+        self._options, self._link, self._names, self._source = options, link, names, source
+        self._doing = f"receive from {source.pattern!r}"
         self._subscriptions: list[Subscription] = []
         self._lanes: Lanes[Incoming] = Lanes()
         self._bytes = self._dropped = 0
         self._news = Wakeup()
+        self._prioritized, self._returned = False, 0.0
         self._tokens = itertools.count()
         self._held: dict[object, Incoming] = {}
 
@@ -59,7 +64,7 @@ class LiveFeed:
         queue = "" if group is None else durable(group, pattern)
         self._link.watchers.add(self._news.set)
         self._subscriptions = await subscribe(
-            self._link, filters(pattern), queue, self._arrived, f"subscribe to {pattern!r}"
+            self._link, self._names.filters(pattern), queue, self._arrived, f"subscribe to {pattern!r}"
         )
 
     async def stop(self) -> None:
@@ -74,15 +79,17 @@ class LiveFeed:
             await self._link.call("unsubscribe", subscription.drain())
 
     async def _arrived(self, message: Msg) -> None:
-        if is_private(message.subject, self._options.inbox_prefix):
+        if (topic := self._names.topic(message.subject)) is None:
             return
         if self._bytes >= self._options.buffer_size:
             self._drop()
             return
         headers, key = from_headers(message.headers)
+        lane = _lane(headers)
+        self._prioritized = self._prioritized or lane != 3
         self._bytes += len(message.data)
-        incoming = Incoming(topic(message.subject), message.data, headers, next(self._tokens), key, native=message)
-        self._lanes.push(_LANES.get(headers.get("amb-priority", "normal"), 3), incoming)
+        incoming = Incoming(topic, message.data, headers, next(self._tokens), key, native=message)
+        self._lanes.push(lane, incoming)
         self._news.set()
 
     def _drop(self) -> None:
@@ -96,12 +103,16 @@ class LiveFeed:
 
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         """See `amb_core.broker.Feed.receive`."""
+        if self._prioritized and time.monotonic() > self._returned + _STALE:
+            # What is more urgent may still be on its way.
+            await self._link.flush(self._doing)
         if not self._lanes:
             await self._more(wait)
         found = [self._lanes.pop() for _ in range(min(limit, len(self._lanes)))]
         for incoming in found:
             self._bytes -= len(incoming.body)
             self._held[incoming.token] = incoming
+        self._returned = time.monotonic()
         return found
 
     async def _more(self, wait: bool) -> None:
@@ -114,7 +125,7 @@ class LiveFeed:
         try:
             await bounded(self._news.wait(), _WAIT)
         except TimeoutError:
-            await self._link.flush(f"receive from {self._source.pattern!r}")
+            await self._link.flush(self._doing)
         self._link.check()
 
     async def settle(self, outcomes: Sequence[Settlement]) -> None:
@@ -123,7 +134,7 @@ class LiveFeed:
             incoming = self._held.pop(outcome.token, None)
             if incoming is not None and outcome.verdict in ("release", "retry"):
                 self._bytes += len(incoming.body)
-                self._lanes.push_front(_LANES.get(incoming.headers.get("amb-priority", "normal"), 3), incoming)
+                self._lanes.push_front(_lane(incoming.headers), incoming)
                 self._news.set()
 
     def last_consumer(self) -> bool:
@@ -133,3 +144,7 @@ class LiveFeed:
     def tries_again(self) -> bool:
         """Nothing waits in the server."""
         return False
+
+
+def _lane(headers: dict[str, str]) -> int:
+    return _LANES.get(headers.get("amb-priority", "normal"), 3)

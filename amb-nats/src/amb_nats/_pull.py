@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,47 +11,42 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from amb_core.broker import Incoming, Settlement, Source, Token
 from amb_core.concurrency import Wakeup, bounded
-from amb_core.errors import AmbError, LeaseLost, PartialFailure, Unavailable
+from amb_core.errors import AccessDenied, AmbError, LeaseLost, PartialFailure, Unavailable
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ._client import Link, status
 from ._feed import subscribe
+from ._lease import MARGIN, Lease, Pulse
+from ._notes import Notes
 from ._stream import NANO, Stream
-from ._wire import NOT_BEFORE, durable, filters, from_headers, topic
+from ._wire import NOT_BEFORE, Names, durable, from_headers
 
 if TYPE_CHECKING:
     from .broker import NatsBroker
 
-__all__ = ["PullFeed", "Lease"]
+__all__ = ["PullFeed"]
+
+logger = logging.getLogger("amb.nats")
 
 #: Seconds that the server keeps a request for messages; `receive` may wait five.
 _WAIT = 4.0
 #: Seconds after which the server forgets a consumer without a group whose process died; one that takes nothing for
 #: so long, because its handlers are busy, begins anew.
 _FORGOTTEN = 3600.0
-#: A lease counts as over a little early: the server's clock began before ours.
-_MARGIN = 0.95
-
-
-class Lease:
-    """A token: where to answer, and until when the delivery is ours. Works on any connection."""
-
-    __slots__ = ("reply", "settled", "until")
-
-    def __init__(self, reply: str, until: float) -> None:
-        self.reply, self.until, self.settled = reply, until, False
 
 
 class PullFeed:
     """`Feed` and `ExtendsLease` on a JetStream consumer."""
 
-    def __init__(self, options: NatsBroker, link: Link, stream: Stream, source: Source) -> None:
-        self._link, self._stream, self._source = link, stream, source
+    def __init__(self, options: NatsBroker, link: Link, stream: Stream, names: Names, source: Source) -> None:
+        self._link, self._stream, self._names, self._source = link, stream, names, source
         self._grouped = source.group is not None
         self._lease = options.lease if self._grouped else 24 * _FORGOTTEN
         self._all = source.start == "earliest" or options.stream_retention == "workqueue"
         self.consumer = durable(source.group or "_", source.pattern if self._grouped else source.id)
+        self._notes = Notes(link, stream)
+        self._pulse: Pulse | None = None
         self._box = link.client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: deque[Incoming] = deque()
@@ -64,9 +60,11 @@ class PullFeed:
     async def start(self) -> None:
         """Find or make the consumer; returns when it is live."""
         doing = f"subscribe to {self._source.pattern!r}"
-        wanted = filters(self._source.pattern)
+        wanted = self._names.filters(self._source.pattern)
         self._link.watchers.add(self._news.set)
-        await self._stream.cover(wanted, doing)
+        self._pulse = Pulse(self._lease / 10)
+        self._stream.keeps(wanted, doing)
+        await self._stream.prepare()
         (self._subscription,) = await subscribe(self._link, [self._box], "", self._arrived, doing)
         found = await self._stream.consumer(self.consumer)
         if found is not None and not self._grouped:
@@ -101,48 +99,34 @@ class PullFeed:
     async def stop(self) -> None:
         """Give back what was not settled; leave no consumer without a group behind."""
         self._link.watchers.discard(self._news.set)
+        if self._pulse is not None:
+            self._pulse.stop()
         if self._link.lost is not None or self._subscription is None:
             return
         await self._link.call("leave", self._subscription.drain())
-        if not self._grouped:
-            if not self._broken:
-                await self._stream.drop_consumer(self.consumer)
-            return
-        back = [incoming.token for incoming in self._buffer]
-        if not self._broken:  # else handlers go on, and the next feed settles what they hold
-            back += self._held
-        for lease in back:
-            if isinstance(lease, Lease) and not lease.settled:
-                await self._answer(lease, b"-NAK")
-        await self._link.flush("leave")
+        if self._grouped:
+            unseen = [incoming.token for incoming in self._buffer if isinstance(incoming.token, Lease)]
+            # After a failure handlers go on, and the next feed settles what they hold.
+            await self._give_back([*unseen, *(() if self._broken else self._held)])
+        elif not self._broken:
+            await self._stream.drop_consumer(self.consumer)
 
     # --- receiving
 
     async def _arrived(self, message: Msg) -> None:
         if message.reply:
             self._asked -= 1
-            await self._take_in(message)
+            self._take_in(message)
         elif (code := status(message)) is not None and code != "100":
             self._ended(code, message.headers or {})
         self._news.set()
 
-    async def _take_in(self, message: Msg) -> None:
-        parts = message.reply.split(".")
-        delivered, position = parts[-5], parts[-4]
-        if len(parts) > 9:  # with a domain there is one more at the end
-            delivered, position = parts[6], parts[7]
+    def _take_in(self, message: Msg) -> None:
+        since = time.monotonic() if self._pulse is None else self._pulse.since()
         headers, key = from_headers(message.headers)
-        attempt = int(delivered)
-        lease = Lease(message.reply, time.monotonic() + self._lease * _MARGIN)
-        if (due := headers.pop(NOT_BEFORE, None)) is not None:
-            wait = _seconds(due) - time.time()
-            if wait > 0:
-                await self._answer(lease, _nak(wait))
-                return
-            attempt = max(1, attempt - 1)  # the first delivery was the one that was sent back
-        self._buffer.append(
-            Incoming(topic(message.subject), message.data, headers, lease, key, attempt, position, message)
-        )
+        lease = Lease(message.reply, since + self._lease * MARGIN)
+        topic = self._names.topic(message.subject) or message.subject
+        self._buffer.append(Incoming(topic, message.data, headers, lease, key, 1, lease.position, message))
 
     def _ended(self, code: str, headers: dict[str, str]) -> None:
         """The server has nothing more for the request that is open."""
@@ -161,16 +145,32 @@ class PullFeed:
             except AmbError:
                 self._broken = True
                 raise
+        # Whoever cancels this finds everything still in the buffer.
+        for incoming in list(self._buffer)[:limit]:
+            await self._inspect(incoming)
         found: list[Incoming] = []
-        now = time.monotonic()
         while self._buffer and len(found) < limit:
             incoming = self._buffer.popleft()
             lease = incoming.token
             assert isinstance(lease, Lease)
-            if lease.until > now:  # else it comes again
+            if not lease.settled and lease.until > time.monotonic():
+                incoming.attempt = lease.attempt
+                incoming.headers.pop(NOT_BEFORE, None)
                 self._held.add(lease)
                 found.append(incoming)
         return found
+
+    async def _inspect(self, incoming: Incoming) -> None:
+        """Learn how often it was tried, and send it back if its time has not come."""
+        lease = incoming.token
+        assert isinstance(lease, Lease)
+        if lease.delivered > 1 and self._grouped:
+            await self._notes.read(self.consumer, lease)
+        if lease.until < time.monotonic():
+            # Nobody asked for it in time: it comes again, and this was no attempt.
+            await self._note([lease])
+        elif (due := incoming.headers.get(NOT_BEFORE)) is not None and (wait := _seconds(due) - time.time()) > 0:
+            await self._give_back([lease], wait)
 
     async def _more(self, limit: int, wait: bool) -> None:
         if self._asked <= 0:
@@ -210,20 +210,44 @@ class PullFeed:
         """See `amb_core.broker.Feed.settle`."""
         errors: dict[int, Exception] = {}
         told: list[Lease] = []
+        back: list[Lease] = []
         for i, outcome in enumerate(outcomes):
             lease = outcome.token
             if not isinstance(lease, Lease) or (lease.until < time.monotonic() and not lease.settled):
                 errors[i] = LeaseLost("its lease ran out")
-            elif not lease.settled:
+            elif lease.settled:
+                continue
+            elif outcome.verdict == "release":
+                back.append(lease)
+            else:
                 await self._answer(lease, _verdict(outcome))
                 told.append(lease)
         if told:
             await self._link.flush(f"settle on {self._source.pattern!r}")
         for lease in told:
             lease.settled = True
-        self._held.difference_update(outcome.token for outcome in outcomes)  # type: ignore[arg-type]
+        await self._give_back(back)
+        self._held.difference_update(outcome.token for outcome in outcomes if isinstance(outcome.token, Lease))
         if errors:
             raise PartialFailure(errors)
+
+    async def _give_back(self, leases: Sequence[Lease], delay: float = 0.0) -> None:
+        """As if they had not been handed over."""
+        leases = [lease for lease in leases if not lease.settled and lease.until > time.monotonic()]
+        if not leases:
+            return
+        await self._note(leases)
+        for lease in leases:
+            await self._answer(lease, _nak(delay))
+            lease.settled = True
+        await self._link.flush(f"settle on {self._source.pattern!r}")
+
+    async def _note(self, leases: Sequence[Lease]) -> None:
+        if self._grouped:
+            try:
+                await self._notes.write(self.consumer, leases)
+            except AccessDenied as error:
+                logger.warning("what was given back counts as tried: %s", error)
 
     async def extend(self, tokens: Sequence[Token]) -> None:
         """See `amb_core.broker.ExtendsLease.extend`."""
@@ -236,7 +260,7 @@ class PullFeed:
                 told.append(lease)
         await self._link.flush(f"extend leases on {self._source.pattern!r}")
         for lease in told:
-            lease.until = now + self._lease * _MARGIN
+            lease.until = now + self._lease * MARGIN
         if errors:
             raise PartialFailure(errors)
 
@@ -249,7 +273,7 @@ def _verdict(outcome: Settlement) -> bytes:
         return b"+ACK"
     if outcome.verdict == "discard":
         return b"+TERM"
-    return _nak(outcome.delay) if outcome.verdict == "retry" else b"-NAK"
+    return _nak(outcome.delay)
 
 
 def _nak(delay: float) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from ._client import Link
 from ._feed import subscribe
 from ._stream import NANO, Stream
-from ._wire import NOT_BEFORE, filters, from_headers, topic
+from ._wire import NOT_BEFORE, Names, from_headers
 
 __all__ = ["replay"]
 
@@ -28,12 +28,12 @@ _FORGOTTEN = 60
 
 
 async def replay(
-    link: Link, stream: Stream, pattern: str, since: float | str | None, until: float | None
+    link: Link, stream: Stream, names: Names, pattern: str, since: float | str | None, until: float | None
 ) -> AsyncIterator[Incoming]:
     """See `amb_core.broker.Replays.replay`."""
     doing = f"replay {pattern!r}"
-    wanted, matches = filters(pattern), compile_pattern(pattern)
-    await stream.cover(wanted, doing)
+    wanted, matches = names.filters(pattern), compile_pattern(pattern)
+    stream.keeps(wanted, doing)
     box, name, got, news = link.client.new_inbox(), f"replay-{secrets.token_hex(8)}", list[Msg](), Wakeup()
 
     async def arrived(message: Msg) -> None:
@@ -48,7 +48,7 @@ async def replay(
             await _ask(link, stream, name, box, min(left, _BATCH), doing)
             for message in await _answers(link, got, news, min(left, _BATCH), doing):
                 left -= 1
-                incoming, time = _incoming(message)
+                incoming, time = _incoming(message, names)
                 if until is not None and time > until:
                     return
                 if matches(incoming.topic):
@@ -96,17 +96,23 @@ def _config(wanted: list[str], since: float | str | None) -> dict[str, Any]:
             raise ConfigurationError(f"{since!r} is no position in a JetStream stream: those are sequence numbers")
         return config | {"deliver_policy": "by_start_sequence", "opt_start_seq": int(since) + 1}
     if since is not None:
-        moment = datetime.fromtimestamp(since, timezone.utc).isoformat()
+        moment = datetime.fromtimestamp(since, UTC).isoformat()
         return config | {"deliver_policy": "by_start_time", "opt_start_time": moment}
     return config
 
 
-def _incoming(message: Msg) -> tuple[Incoming, float]:
+def _incoming(message: Msg, names: Names) -> tuple[Incoming, float]:
     parts = message.reply.split(".")
     at = 4 if len(parts) == 9 else 6
     headers, key = from_headers(message.headers)
     headers.pop(NOT_BEFORE, None)
     incoming = Incoming(
-        topic(message.subject), message.data, headers, None, key, position=parts[at + 1], native=message
+        names.topic(message.subject) or message.subject,
+        message.data,
+        headers,
+        None,
+        key,
+        position=parts[at + 1],
+        native=message,
     )
     return incoming, int(parts[at + 3]) / NANO

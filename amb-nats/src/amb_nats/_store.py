@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from ._client import Link, status
 from ._errors import api_error
 from ._stream import Stream
-from ._wire import NOT_BEFORE, message_id, subject, to_headers, too_large
+from ._wire import NOT_BEFORE, Names, message_id, to_headers, too_large
 
 __all__ = ["Store"]
 
@@ -31,32 +31,24 @@ _ack = msgspec.json.Decoder(_Ack).decode
 class Store:
     """Puts messages into a stream."""
 
-    def __init__(self, link: Link, stream: Stream) -> None:
-        self._link, self._stream = link, stream
+    def __init__(self, link: Link, stream: Stream, names: Names) -> None:
+        self._link, self._stream, self._names = link, stream, names
 
     async def send(self, batch: Sequence[Outgoing], chosen: Sequence[int]) -> dict[int, AmbError]:
         """Store the chosen ones. Returns what failed, by index. Raises: AmbError for all."""
         errors: dict[int, AmbError] = {}
-        homeless = await self._store(batch, await self._coverable(batch, chosen, errors), errors)
+        await self._stream.prepare()
+        homeless = await self._store(batch, chosen, errors)
         if homeless:
             # Somebody has changed the stream behind our back, or removed it.
             self._stream.forget()
-            again = await self._coverable(batch, homeless, errors)
-            for i in await self._store(batch, again, errors):
-                errors[i] = NotFound(f"publish to {batch[i].topic!r}: no stream keeps {subject(batch[i].topic)!r}")
+            await self._stream.prepare()
+            for i in await self._store(batch, homeless, errors):
+                errors[i] = NotFound(
+                    f"publish to {batch[i].topic!r}: no stream keeps {self._names.subject(batch[i].topic)!r}: "
+                    "extend stream_subjects"
+                )
         return errors
-
-    async def _coverable(
-        self, batch: Sequence[Outgoing], chosen: Sequence[int], errors: dict[int, AmbError]
-    ) -> list[int]:
-        kept = []
-        for i in chosen:
-            try:
-                await self._stream.cover([subject(batch[i].topic)], f"publish to {batch[i].topic!r}")
-                kept.append(i)
-            except (NotFound, ConfigurationError) as error:
-                errors[i] = error
-        return kept
 
     async def _store(self, batch: Sequence[Outgoing], chosen: Sequence[int], errors: dict[int, AmbError]) -> list[int]:
         """Write all, then wait for all. Returns those that no stream wanted."""
@@ -94,7 +86,7 @@ class Store:
         client = self._link.client
         if (error := too_large(message, headers, client.max_payload)) is not None:
             return error
-        name = subject(message.topic)
+        name = self._names.subject(message.topic)
         waiting[index] = box, _ = self._link.expect(name)
         await self._link.call(f"publish to {message.topic!r}", client.publish(name, message.body, box, headers))
         return None

@@ -1,4 +1,4 @@
-"""The JetStream stream that keeps the messages, and its API: made on demand, grown as topics come."""
+"""The JetStream stream that keeps the messages, and its API."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from amb_core.errors import ConfigurationError, NoResponders, NotFound, Unavailable
 
 from ._client import Link
-from ._wire import roots
 
 if TYPE_CHECKING:
     from .broker import NatsBroker
@@ -21,8 +19,6 @@ NANO = 1_000_000_000
 _OLDEST = (2, 10)
 #: The first server that drops single messages when their time is over.
 _TTL_SINCE = (2, 11)
-#: Times that the stream is read again because somebody else has just changed it.
-_TRIES = 10
 _ADVICE = "is JetStream on (nats-server -js), and has it a leader?"
 
 
@@ -35,15 +31,16 @@ class Stream:
         self.api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         #: The server drops single messages when their time is over.
         self.expires = False
-        self._kept: set[str] = set()
-        self._lock = anyio.Lock()
+        self._subjects = options.stream_subjects or [f"{options.prefix}.>"]
+        self._ready = False
 
     async def start(self) -> None:
-        """Return if the server has JetStream. Raises: ConfigurationError, Unavailable."""
+        """Return if the server has JetStream, and the stream is there. Raises: ConfigurationError, Unavailable."""
         version = self._version
         if version < _OLDEST:
             raise ConfigurationError(f"JetStream needs a NATS server 2.10 or newer; this is {version[0]}.{version[1]}")
         await self.ask("INFO", None, "use JetStream")
+        await self.prepare()
 
     @property
     def _version(self) -> tuple[int, int]:
@@ -57,55 +54,68 @@ class Stream:
         except NoResponders:
             raise Unavailable(f"{doing}: JetStream does not answer; {_ADVICE}") from None
 
-    async def cover(self, subjects: Iterable[str], what: str) -> None:
-        """See to it that the stream keeps these subjects (or what they match).
+    async def prepare(self) -> None:
+        """Make the stream, or see that it is as the options want it. Does nothing a second time.
 
-        Raises: NotFound if it must not, ConfigurationError if another stream does."""
-        subjects = list(subjects)
-        if given := self._options.stream_subjects:
-            if not any(_collide(mine, theirs) for mine in given for theirs in subjects):
-                raise NotFound(
-                    f"{what}: the stream {self.name!r} keeps {', '.join(given)} and nothing else: "
-                    "extend stream_subjects"
+        Raises: ConfigurationError, AccessDenied, Unavailable."""
+        if self._ready:
+            return
+        config = await self._find() or await self._make()
+        for name in ("retention", "storage"):
+            if config.get(name) != (wanted := getattr(self._options, f"stream_{name}")):
+                raise ConfigurationError(
+                    f"the stream {self.name!r} exists and has {name} {config.get(name)!r}, not {wanted!r}: "
+                    f"set stream_{name}, or use another stream_name"
                 )
-            wanted = set(given)
-        else:
-            wanted = {f"_amb.stream.{self.name}"}.union(*map(roots, subjects))
-        if not wanted <= self._kept:
-            async with self._lock:
-                await self._keep(wanted, what)
+        if (wishes := self._wishes(config)) or not set(self._subjects) <= set(config.get("subjects", ())):
+            subjects = sorted({*config.get("subjects", ()), *self._subjects})
+            changed = config | wishes | {"subjects": subjects}
+            config = (await self.ask(f"STREAM.UPDATE.{self.name}", changed, f"change the stream {self.name!r}"))[
+                "config"
+            ]
+        self.expires, self._ready = bool(config.get("allow_msg_ttl")), True
+
+    async def config(self) -> dict[str, Any]:
+        """How the stream is set up. Raises: NotFound."""
+        found: dict[str, Any] = (await self.ask(f"STREAM.INFO.{self.name}", None, "look for the stream"))["config"]
+        return found
+
+    async def _find(self) -> dict[str, Any] | None:
+        try:
+            return await self.config()
+        except NotFound:
+            return None
+
+    async def _make(self) -> dict[str, Any]:
+        doing = f"make the stream {self.name!r}"
+        try:
+            made: dict[str, Any] = (await self.ask(f"STREAM.CREATE.{self.name}", self._config(), doing))["config"]
+        except ConfigurationError:
+            # Somebody else may have made it just now.
+            if (found := await self._find()) is None:
+                raise
+            return found
+        return made
 
     def forget(self) -> None:
-        """The stream may have changed: look at it again."""
-        self._kept.clear()
+        """The stream may have changed, or gone: look at it again."""
+        self._ready = False
 
-    async def _keep(self, wanted: set[str], what: str) -> None:
-        for _ in range(_TRIES):
-            if wanted <= self._kept:
-                return
-            try:
-                config = (await self.ask(f"STREAM.INFO.{self.name}", None, what))["config"]
-            except NotFound:
-                self._learn(await self.ask(f"STREAM.CREATE.{self.name}", self._config(wanted), what))
-                continue
-            self._check(config)
-            changed = config | self._wishes(config) | {"subjects": sorted({*config.get("subjects", ()), *wanted})}
-            if changed != config | {"subjects": sorted(config.get("subjects", ()))}:
-                config = (await self.ask(f"STREAM.UPDATE.{self.name}", changed, what))["config"]
-            self._learn({"config": config})
-        raise Unavailable(f"{what}: the stream {self.name!r} is being changed by somebody else all the time")
+    def keeps(self, subjects: Iterable[str], what: str) -> None:
+        """Return if the stream can hold something that these match. Raises: NotFound."""
+        if not any(_collide(mine, theirs) for mine in self._subjects for theirs in subjects):
+            raise NotFound(
+                f"{what}: the stream {self.name!r} keeps {', '.join(self._subjects)} and nothing else: "
+                "extend stream_subjects"
+            )
 
-    def _learn(self, reply: dict[str, Any]) -> None:
-        self._kept = set(reply["config"].get("subjects", ()))
-        self.expires = bool(reply["config"].get("allow_msg_ttl"))
-
-    def _config(self, subjects: set[str]) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
         options = self._options
         age = int((options.stream_max_age or 0) * NANO)
         window = int(options.duplicate_window * NANO)
         config: dict[str, Any] = {
             "name": self.name,
-            "subjects": sorted(subjects),
+            "subjects": sorted(self._subjects),
             "retention": options.stream_retention,
             "discard": options.stream_discard or ("old" if options.stream_retention == "limits" else "new"),
             "max_msgs": options.stream_max_msgs or -1,
@@ -119,7 +129,7 @@ class Stream:
 
     def _wishes(self, found: dict[str, Any]) -> dict[str, Any]:
         """What was asked for and is otherwise in the stream that exists."""
-        asked = self._config(set())
+        asked = self._config()
         given = {
             "discard": self._options.stream_discard,
             "max_msgs": self._options.stream_max_msgs,
@@ -129,14 +139,6 @@ class Stream:
             "duplicate_window": self._options.duplicate_window != 120.0,
         }
         return {name: asked[name] for name, value in given.items() if value and asked[name] != found.get(name)}
-
-    def _check(self, found: dict[str, Any]) -> None:
-        for name, value in (("retention", self._options.stream_retention), ("storage", self._options.stream_storage)):
-            if found.get(name) != value:
-                raise ConfigurationError(
-                    f"the stream {self.name!r} exists and has {name} {found.get(name)!r}, not {value!r}: "
-                    f"set stream_{name}, or use another stream_name"
-                )
 
     # --- consumers
 

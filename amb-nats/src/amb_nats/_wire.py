@@ -15,17 +15,13 @@ from amb_core.errors import MessageTooLarge
 
 __all__ = [
     "NOT_BEFORE",
+    "Names",
     "durable",
-    "filters",
     "from_headers",
     "is_inbox",
-    "is_private",
     "message_id",
-    "roots",
-    "subject",
     "to_headers",
     "too_large",
-    "topic",
 ]
 
 #: AMB headers that exist only on NATS: the ordering key, headers that NATS cannot carry as they are (a JSON object),
@@ -44,49 +40,44 @@ def is_inbox(name: str) -> bool:
     return name.startswith(INBOX_PREFIX)
 
 
-@lru_cache(maxsize=4096)
-def subject(name: str) -> str:
-    """The subject of a topic: the topic itself, but for what NATS reads as a wildcard or as its own.
+class Names:
+    """Topics as subjects below a prefix, and back. A subject is the topic itself, but for what NATS reads as a
+    wildcard or as its own: ``%``, ``>``, and a ``$`` or ``_INBOX`` at the very beginning are escaped as in URLs."""
 
-    ``%``, ``>``, and a ``$`` or ``_INBOX`` at the very beginning are escaped as in URLs."""
-    escaped = name.replace("%", "%25").replace(">", "%3E")
-    if escaped.startswith("$"):
-        return "%24" + escaped[1:]
-    return "%5F" + escaped[1:] if escaped.startswith("_INBOX") else escaped
+    def __init__(self, prefix: str, inbox_prefix: str) -> None:
+        self._prefix = f"{prefix}." if prefix else ""
+        # What `>` receives beside the topics: the server's API, and replies to others.
+        self._private = ("$", f"{inbox_prefix}.")
+        self.subject = lru_cache(maxsize=4096)(self._subject)
+        self.topic = lru_cache(maxsize=4096)(self._topic)
 
+    def _subject(self, name: str) -> str:
+        escaped = name.replace("%", "%25").replace(">", "%3E")
+        if escaped.startswith("$"):
+            escaped = "%24" + escaped[1:]
+        elif escaped.startswith("_INBOX"):
+            escaped = "%5F" + escaped[1:]
+        return escaped if is_inbox(name) else self._prefix + escaped
 
-@lru_cache(maxsize=4096)
-def topic(native: str) -> str:
-    """The topic of a subject."""
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), native) if "%" in native else native
+    def _topic(self, native: str) -> str | None:
+        """None: NATS's own business."""
+        if native.startswith(self._private):
+            return None
+        native = native.removeprefix(self._prefix)
+        return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), native) if "%" in native else native
 
+    def filters(self, pattern: str) -> list[str]:
+        """Subjects that no two of match the same, and that match what the pattern matches, and more.
 
-def is_private(native: str, inbox_prefix: str) -> bool:
-    """Whether the subject belongs to NATS itself, which ``>`` receives too: its API, and replies to others."""
-    return native.startswith(("$", f"{inbox_prefix}."))
-
-
-def filters(pattern: str) -> list[str]:
-    """Subjects that no two of match the same, and that match what the pattern matches, and more.
-
-    ``>`` needs at least one word, ``#`` none: so ``a.#`` is ``a`` and ``a.>``."""
-    words = pattern.split(".")
-    if "#" not in words:
-        return [subject(pattern)]
-    head = words[: words.index("#")]
-    if not head:
-        return [">"]
-    prefix = subject(".".join(head))
-    return [prefix, f"{prefix}.>"] if all(word == "#" for word in words[len(head) :]) else [f"{prefix}.>"]
-
-
-def roots(native: str) -> set[str]:
-    """What a stream has to keep so that it keeps the subject and its relatives; nothing for a leading wildcard."""
-    first = native.partition(".")[0]
-    if first in ("*", ">"):
-        return set()
-    # AMB's inboxes have the same first word and must not be kept.
-    return {native} if first == "_amb" else {first, f"{first}.>"}
+        ``>`` needs at least one word, ``#`` none: so ``a.#`` is ``a`` and ``a.>``."""
+        words = pattern.split(".")
+        if "#" not in words:
+            return [self.subject(pattern)]
+        head = words[: words.index("#")]
+        if not head:
+            return [f"{self._prefix}>"]
+        above = self.subject(".".join(head))
+        return [above, f"{above}.>"] if all(word == "#" for word in words[len(head) :]) else [f"{above}.>"]
 
 
 def durable(group: str, pattern: str) -> str:

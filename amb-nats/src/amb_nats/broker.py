@@ -22,6 +22,7 @@ _OURS = {
     "allow_reconnect", "closed_cb", "connect_timeout", "disconnected_cb", "error_cb", "inbox_prefix",
     "max_reconnect_attempts", "no_echo", "reconnected_cb", "servers", "skip_subject_validation", "verbose",
 }  # fmt: skip
+_SUBJECT = re.compile(r"[^\s.*>$][^\s.*>]*(?:\.[^\s.*>]+)*")
 _STREAM_NAME = re.compile(r"[^\s.*>/\\]{1,255}")
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -65,9 +66,11 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use_jetstream: bool = False
     #: The stream that keeps the messages; it is made if it is not there.
     stream_name: str = "AMB"
-    #: NATS subjects that the stream keeps (``agents.>``). Default: the first words of the topics in use, added as
-    #: they come.
+    #: NATS subjects that the stream keeps (``agents.>``). Default: all topics, below `subject_prefix`.
     stream_subjects: list[str] = []
+    #: What the subjects of topics begin with. Default: nothing, so that the subject is the topic; with JetStream and
+    #: no `stream_subjects`, ``amb``, since a stream cannot keep every subject there is.
+    subject_prefix: str | None = None
     #: ``limits``: messages stay until a limit is reached. ``interest``: until every group has settled them.
     #: ``workqueue``: until they are settled; one group a topic.
     stream_retention: Literal["limits", "interest", "workqueue"] = "limits"
@@ -111,6 +114,10 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _refuse("stream_name must not be empty or hold dots, wildcards, slashes or spaces")
         if bad := [one for one in self.stream_subjects if not one or any(c.isspace() for c in one) or one == ">"]:
             _refuse(f"stream_subjects must be NATS subjects such as 'agents.>', not {bad[0]!r}")
+        if not _SUBJECT.fullmatch(self.prefix or "amb"):
+            _refuse("subject_prefix must be words with dots between, without wildcards or spaces")
+        if self.stores and not self.stream_subjects and not self.prefix:
+            _refuse("without subject_prefix, stream_subjects must say what the stream keeps, such as ['agents.>']")
         if (self.tls_key is None) != (self.tls_cert is None):
             _refuse("tls_cert and tls_key belong together")
         if not self.inbox_prefix or any(c.isspace() or c in "*>" for c in self.inbox_prefix):
@@ -128,6 +135,13 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stores(self) -> bool:
         """Whether messages are kept, by JetStream."""
         return self.jetstream or self.use_jetstream
+
+    @property
+    def prefix(self) -> str:
+        """What the subjects of topics begin with."""
+        if self.subject_prefix is not None:
+            return self.subject_prefix
+        return "amb" if self.stores and not self.stream_subjects else ""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -151,6 +165,7 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             extend_lease=True,
             delivery_count="native",
             delay="emulated",
+            return_unstarted=True,
             replay="none" if self.stream_retention == "workqueue" else "time",
             wildcards="native",
             dedup=self.duplicate_window,
