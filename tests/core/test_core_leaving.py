@@ -433,3 +433,95 @@ async def test_what_was_given_back_is_not_read_any_more(broker: ScriptedBroker) 
             rest = [message.data async for message in stream]
     assert first.data == 1 and rest == []
     assert set(feed.verdicts()) == {(token, "release") for token in tokens}
+
+
+# --- from inside a handler, and from what it began
+
+
+async def test_what_a_handler_began_waits_for_the_bus_to_end(broker: ScriptedBroker) -> None:
+    slow, states, begun = Slow(), list[str](), anyio.Event()
+    bus = MessageBus(broker, drain_timeout=5)
+
+    async with anyio.create_task_group() as group:
+
+        async def leave() -> None:
+            await begun.wait()
+            await bus.disconnect()
+            states.append(bus.host.state)
+
+        async def first(message: Message) -> None:
+            group.start_soon(leave)  # in the context of this handler, but not in it
+
+        await bus.subscribe("t", first, group="g")
+        await bus.subscribe("u", slow, group="g")
+        feed, other = await broker.feed(), await broker.feed(pattern="u")
+        other.hand(1)
+        await slow.running()
+        feed.hand(1)
+        await eventually(lambda: bus.stats.acked == 1, "the end of the first handler")
+        begun.set()
+        await eventually(lambda: bus.host.state == "stopping", "the drain")
+        slow.go_on.set()
+    assert states == ["closed"]
+
+
+async def test_a_batch_handler_may_disconnect_the_bus(broker: ScriptedBroker) -> None:
+    bus, ended = MessageBus(broker, drain_timeout=20), list[str]()
+
+    async def last(messages: list[Message]) -> None:
+        await bus.disconnect()
+        ended.append("returned")
+
+    await bus.subscribe("t", last, group="g", ack_mode="batch", batch_size=2, batch_timeout=0.05)
+    feed = await broker.feed()
+    feed.hand(1)
+    await eventually(lambda: bus.host.state == "closed", "the end", 5)
+    assert ended == ["returned"] and [verdict for _, verdict in feed.verdicts()] == ["ack"]
+
+
+async def test_what_a_batch_handler_publishes_continues_no_strangers_trace(broker: ScriptedBroker) -> None:
+    async with connected(broker) as bus:
+
+        async def single(message: Message) -> None:
+            await bus.subscribe("batches", batch, group="g", ack_mode="batch", batch_size=1, concurrency=1)
+
+        async def batch(messages: list[Message]) -> None:
+            await bus.publish("out", 1)
+
+        await bus.subscribe("t", single, group="g")
+        (await broker.feed()).hand(1, headers={"amb-trace-id": "strange"})
+        (await broker.feed(pattern="batches")).hand(1)
+        await eventually(lambda: "out" in broker.topics(), "the message")
+    (out,) = [outgoing for outgoing in broker.sent if outgoing.topic == "out"]
+    assert "amb-trace-id" not in out.headers
+
+
+async def test_subscribing_when_the_bus_ends_says_that(broker: ScriptedBroker) -> None:
+    bus = MessageBus(broker, connect_timeout=20)
+    await bus.subscribe("t", Collector(), group="g")
+    await outage(broker, await broker.feed(), bus)
+    with anyio.fail_after(3):
+        async with anyio.create_task_group() as group:
+
+            async def subscribe() -> None:
+                with pytest.raises(BusClosed, match="'u'"):
+                    await bus.subscribe("u", Collector(), group="g")
+
+            group.start_soon(subscribe)
+            await eventually(lambda: len(bus.host.supervised) == 2, "the attempt")
+            await bus.disconnect()
+
+
+async def test_a_feed_that_fails_to_leave_ends_all_the_same(
+    broker: ScriptedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(feed: ScriptedFeed) -> None:
+        raise Unavailable("the queue cannot be removed")
+
+    broker.on_leave = broken
+    async with connected(broker) as bus:
+        subscription = await bus.subscribe("t", Collector(), group="g")
+        await broker.feed()
+        await subscription.unsubscribe()
+        assert bus.host.supervised == []
+    assert "the queue cannot be removed" in caplog.text and "trying again" not in caplog.text

@@ -19,7 +19,7 @@ from ._capabilities import require
 from ._codec import Codec
 from ._config import resolve_broker
 from ._deadletter import DeadLetter, DeadLetterBox
-from ._deliver import current_consumer
+from ._deliver import running_consumer
 from ._lifecycle import Host, Stats, Supervised
 from ._message import Message, MessagePriority
 from ._publish import Publisher
@@ -160,7 +160,7 @@ class MessageBus:
         """Stop taking messages, let running handlers finish and settle within `drain_timeout`, give back
         what never started, disconnect. Idempotent, from any task; from inside a handler it returns at once, and the
         bus ends when its handlers have. Raises what stopped the bus before."""
-        own = current_consumer.get()
+        own = running_consumer()
         await self.host.stop(wait=own is None or own.host is not self.host)
 
     async def __aenter__(self) -> MessageBus:
@@ -384,7 +384,7 @@ class MessageBus:
         found = [s for s in (*self._live, *self._declared) if _names(what, s)]
         if not found:
             raise ValueError(f"no subscription with this id, topic or handler: {what!r}")
-        own = current_consumer.get()
+        own = running_consumer()
         ending = [supervised for subscription in found if (supervised := self._forget(subscription)) is not None]
         for supervised in ending:
             self.host.retire_soon(supervised)

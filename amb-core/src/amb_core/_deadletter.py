@@ -57,7 +57,11 @@ class Undertaker:
         for index, delivery in enumerate(fresh):
             if index in errors:
                 log.error(
-                    "no dead letter could be stored for %s (%s); the message is kept", _id(delivery), errors[index]
+                    "no dead letter could be stored on %r for %s of %r (%s); the message is kept, and tried again",
+                    self._queue.topic,
+                    _id(delivery),
+                    delivery.incoming.topic,
+                    errors[index],
                 )
                 kept.append(delivery)
             else:

@@ -29,6 +29,17 @@ log = logging.getLogger("amb")
 current_message: ContextVar[Message | None] = ContextVar("amb_current_message", default=None)
 current_consumer: ContextVar[Consumer | None] = ContextVar("amb_current_consumer", default=None)
 Decode = Callable[[Incoming], Any]
+
+
+def running_consumer() -> Consumer | None:
+    """The subscription whose handler is calling. What a handler began and left running is not that handler."""
+    consumer, message = current_consumer.get(), current_message.get()
+    delivery = None if message is None else message._delivery
+    if consumer is None or not consumer.running or (isinstance(delivery, Delivery) and not delivery.running):
+        return None
+    return consumer
+
+
 #: A Message may be filtered before its data is decoded; nobody but a headers-only filter sees this.
 _UNDECODED: Any = object()
 _new_message = Message.__new__
@@ -178,6 +189,7 @@ class Processor:
         for delivery in ready:
             delivery.running = True
         argument = [message.data if self._bare else message for _, message in pairs]
+        current_message.set(None)  # it has no single parent; of the worker that began this one, one may be left here
         try:
             await drive(self._call(argument), copy_context(), self._consumer.suspended)
         except BaseException as error:

@@ -18,7 +18,7 @@ import anyio
 import msgspec
 
 from ._consumer import Consumer
-from ._deliver import current_consumer
+from ._deliver import running_consumer
 from ._leaving import LAST_WORDS, left_in_time
 from ._timers import Timers
 from .broker import Broker, Connection, Feed, Outgoing
@@ -132,6 +132,8 @@ class Host:
         if not supervised.ever_live:
             await self.retire(supervised)
             pattern = supervised.consumer.source.pattern
+            if self.state not in ("up", "starting"):
+                raise BusClosed(f"the bus was disconnected before the subscription to {pattern!r} was live")
             raise supervised.error or Unavailable(
                 f"the subscription to {pattern!r} was not live within {self.connect_timeout:g} s"
             )
@@ -151,7 +153,7 @@ class Host:
             self._pending_live.clear()
             self._bound.clear()
         if self.state == "stopping":
-            if current_consumer.get() is not None:
+            if running_consumer() is not None:
                 raise BusClosed("the bus is being disconnected and waits for this handler: connect() after that")
             await self._ended.wait()
         if self.state == "up":
@@ -207,7 +209,7 @@ class Host:
                 starting, late = self.state == "starting", anyio.current_time() + pause > deadline
                 if self._is_final(error, starting) or (starting and late):
                     raise
-                log.warning("%s; trying again in %.2g s", error, pause)
+                log.warning("%s; %s", error, "left" if self._stop.is_set() else f"trying again in {pause:.2g} s")
             with anyio.move_on_after(pause):
                 await self._stop.wait()
             pause = min(pause * 2, LAST_PAUSE)
@@ -279,7 +281,7 @@ class Host:
                     raise BusClosed("the bus is disconnected: call connect()")
                 await self._up.wait()
         if self.connection is None:
-            raise Unavailable(f"{self.broker!r} has been out of reach for {timeout:g} s")
+            raise Unavailable(f"{self.broker!r} has been out of reach for {timeout:g} s: the log says what it answers")
         return self.connection
 
     @contextmanager
@@ -319,6 +321,9 @@ class Host:
             while not consumer.stopping:
                 error = await self._one_feed(supervised)
                 if error is None:
+                    break
+                if consumer.stopping:
+                    log.warning("the subscription to %r did not end well: %s", consumer.source.pattern, error)
                     break
                 supervised.error = error
                 self.suspect(error, supervised.connection)
