@@ -43,7 +43,11 @@ def jetstream() -> Iterator[Rig]:
             rig,
             destroy=_destroyer(server.url),
             capped=lambda count: msgspec.structs.replace(
-                broker, stream_name=f"CAP{count}", stream_max_msgs=count, stream_retention="interest"
+                broker,
+                stream_name=f"CAP{count}",
+                subject_prefix=f"cap{count}",
+                stream_max_msgs=count,
+                stream_retention="interest",
             ),
             strict=lambda: msgspec.structs.replace(broker, stream_name="STRICT", stream_subjects=["strict.>"]),
         )

@@ -86,8 +86,8 @@ def secure(*, verify: bool = False) -> Iterator[SecureNats]:
         )  # fmt: skip
         tls = {name: str(folder / f"{file}") for name, file in
                (("cert_file", "server.pem"), ("key_file", "server.key"), ("ca_file", "ca.pem"))}  # fmt: skip
-        opened = ["*.open", "*.open.>", "_amb.inbox.>", "_INBOX.>"]
-        creating = ["$JS.API.CONSUMER.CREATE.AMB.*.*.open", "$JS.API.CONSUMER.CREATE.AMB.*.*.open.>"]
+        opened = ["*.open", "*.open.>", "amb.*.open", "amb.*.open.>", "_amb.inbox.>", "_INBOX.>"]
+        creating = ["$JS.API.CONSUMER.CREATE.AMB.*.amb.*.open", "$JS.API.CONSUMER.CREATE.AMB.*.amb.*.open.>"]
         limits = {"publish": [*opened, *_JETSTREAM, *creating], "subscribe": opened}
         users = [
             {"user": reached.user, "password": reached.password},

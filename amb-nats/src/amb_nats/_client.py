@@ -77,9 +77,17 @@ class _Client(Client):
         """Set the result of `answer` when the server has carried out everything before."""
         await self._send_ping(answer)
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            # The last words cannot be said any more; all the rest of closing is still to be done.
+            self.abort()
+            await super()._close(status, do_cbs)
+
     def abort(self) -> None:
-        """Close the socket without a word, and without waiting to get rid of any."""
-        self._pending, self._pending_data_size = [], 0
+        """End the link without a word, and without waiting to get rid of any. `close` cleans up."""
+        self._pending, self._pending_data_size, self._status = [], 0, Client.DISCONNECTED
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
@@ -139,6 +147,11 @@ class Link:
             for watcher in list(self.watchers):
                 watcher()
 
+    async def give_up(self) -> None:
+        """The link is silent, and so finished."""
+        self.client.abort()
+        await self.closed()
+
     def check(self) -> None:
         """Raises: ConnectionLost if the link is finished."""
         if self.lost is not None:
@@ -165,7 +178,7 @@ class Link:
         except NATIVE as error:
             if isinstance(error, TimeoutError) and not isinstance(error, native.Error):
                 error = native.StaleConnectionError()  # a link that is silent now will not be trusted again
-                self.client.abort()
+                await self.give_up()
             raise translate(error, doing, unknown=unknown) from error
 
     async def flush(self, doing: str, *, unknown: bool = False) -> None:
@@ -236,20 +249,21 @@ async def _connect(options: NatsBroker, url: str) -> Link:
     client = _Client()
     client.encrypted = url.startswith("tls://")
     made = Link(client, options.response_timeout)
-    doing = f"connect to NATS at {mask_url(url)}"
+    doing, connecting = f"connect to NATS at {mask_url(url)}", True
 
     async def failed(error: Exception) -> None:
-        if client.is_closed or client.is_connected:
-            await made.failed(error)
-        else:
+        if connecting:
             raise error  # nats-py would go on trying
+        await made.failed(error)
 
     try:
         with anyio.fail_after(options.connect_timeout):
             await client.connect(url, error_cb=failed, closed_cb=made.closed, **_arguments(options))
+            connecting = False
             await made.start()
         return made
     except BaseException as error:
+        connecting = False
         await _leave(client)
         if isinstance(error, NATIVE):
             raise translate(error, doing) from error
@@ -312,7 +326,9 @@ def _tls(options: NatsBroker) -> ssl.SSLContext | None:
 
 async def _leave(client: _Client) -> None:
     """Close, also a link that does not answer any more."""
-    with anyio.move_on_after(_LEAVING, shield=True):
+    with anyio.move_on_after(_LEAVING, shield=True) as scope:
         await client.close()
-        return
-    client.abort()
+    if scope.cancelled_caught:
+        client.abort()
+        with anyio.move_on_after(_LEAVING, shield=True):
+            await client.close()

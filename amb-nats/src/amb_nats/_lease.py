@@ -14,9 +14,10 @@ MARGIN = 0.95
 class Lease:
     """A token: where to answer, and until when the delivery is ours. Works on any connection.
 
-    `delivered`: how often the message was handed to anybody; `spared`: how many of those were no attempts."""
+    `delivered`: how often the message was handed to anybody; `spared`: how many of those were no attempts,
+    if that is `known`."""
 
-    __slots__ = ("delivered", "position", "reply", "settled", "spared", "until")
+    __slots__ = ("delivered", "known", "position", "reply", "settled", "spared", "until")
 
     def __init__(self, reply: str, until: float) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<position>.…, with domain and account in between on newer servers
@@ -24,6 +25,7 @@ class Lease:
         at = 4 if len(parts) == 9 else 6
         self.reply, self.until, self.settled, self.spared = reply, until, False, 0
         self.delivered, self.position = int(parts[at]), parts[at + 1]
+        self.known = self.delivered == 1
 
     @property
     def attempt(self) -> int:

@@ -31,6 +31,8 @@ class Notes:
 
     async def write(self, consumer: str, leases: Sequence[Lease]) -> None:
         """Note that the last delivery of each was no attempt, before it is given back. Raises: AmbError."""
+        for lease in leases:
+            await self.read(consumer, lease)
         missing = await self._write(consumer, leases)
         if missing:
             await self._make()
@@ -54,13 +56,16 @@ class Notes:
         return missing
 
     async def read(self, consumer: str, lease: Lease) -> None:
-        """Learn how many deliveries before this one were no attempts."""
+        """Learn how many deliveries before this one were no attempts. Does nothing a second time."""
+        if lease.known:
+            return
         try:
             verb = f"DIRECT.GET.{self._name}.{self._subject(consumer, lease)}"
             reply = await self._link.exchange(f"{self._stream.api}.{verb}", b"", "look for a note")
+            lease.spared = int(reply.data) if reply.data.isdigit() else 0
         except (AccessDenied, NoResponders):
-            return  # there is no such stream: nobody has ever left one
-        lease.spared = int(reply.data) if reply.data.isdigit() else 0
+            pass  # there is no such stream: nobody has ever left one
+        lease.known = True
 
     async def _make(self) -> None:
         kept = await self._stream.config()

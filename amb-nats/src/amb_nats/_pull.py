@@ -34,6 +34,8 @@ _WAIT = 4.0
 #: Seconds after which the server forgets a consumer without a group whose process died; one that takes nothing for
 #: so long, because its handlers are busy, begins anew.
 _FORGOTTEN = 3600.0
+#: The part of a lease that is left when a delivery is handed over.
+_FRESH = 0.8
 
 
 class PullFeed:
@@ -146,10 +148,11 @@ class PullFeed:
                 self._broken = True
                 raise
         # Whoever cancels this finds everything still in the buffer.
-        for incoming in list(self._buffer)[:limit]:
+        known = list(self._buffer)[:limit]
+        for incoming in known:
             await self._inspect(incoming)
         found: list[Incoming] = []
-        while self._buffer and len(found) < limit:
+        for _ in known:
             incoming = self._buffer.popleft()
             lease = incoming.token
             assert isinstance(lease, Lease)
@@ -164,13 +167,19 @@ class PullFeed:
         """Learn how often it was tried, and send it back if its time has not come."""
         lease = incoming.token
         assert isinstance(lease, Lease)
-        if lease.delivered > 1 and self._grouped:
+        if self._grouped:
             await self._notes.read(self.consumer, lease)
         if lease.until < time.monotonic():
             # Nobody asked for it in time: it comes again, and this was no attempt.
             await self._note([lease])
-        elif (due := incoming.headers.get(NOT_BEFORE)) is not None and (wait := _seconds(due) - time.time()) > 0:
+            return
+        due = incoming.headers.get(NOT_BEFORE)
+        if due is not None and (wait := _seconds(due) - time.time()) > 0:
             await self._give_back([lease], wait)
+        elif lease.until < time.monotonic() + self._lease * _FRESH:
+            # It has waited here, and whoever gets it counts on nearly all of its time.
+            await self._answer(lease, b"+WPI")
+            lease.until = time.monotonic() + self._lease * MARGIN
 
     async def _more(self, limit: int, wait: bool) -> None:
         if self._asked <= 0:
