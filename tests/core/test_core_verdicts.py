@@ -136,7 +136,7 @@ async def test_giving_up_waiting_for_a_verdict_does_not_hold_it_back(broker: Scr
         (token,) = feed.hand(1)
         (message,) = await collector.wait()
         with anyio.move_on_after(0.1):
-            await bus.host.supervised[0].consumer.told(_decided(message))
+            await bus.host.supervised[0].consumer.settler.told(_decided(message))
         await eventually(lambda: feed.verdicts() == [(token, "ack")], "the acknowledgement")
 
 

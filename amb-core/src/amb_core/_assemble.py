@@ -157,7 +157,7 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
         max_delay=capabilities.max_delay,
         requests=bus.requests,
     )
-    consumer.undertaker = Undertaker(bus.publisher, bus.dead_letter_queue, handler.name)
+    consumer.settler.undertaker = Undertaker(bus.publisher, bus.dead_letter_queue, handler.name)
     if consumer.leased and capabilities.lease is not None and capabilities.extend_lease:
         consumer.renewal = Renewal(consumer, capabilities.lease)
     return consumer

@@ -19,14 +19,14 @@ import anyio.lowlevel
 import msgspec
 
 from ._breaker import Breaker
-from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery, Processor, current_consumer
 from ._held import LIMIT, Held, spare_places
 from ._keys import Keys
 from ._message import NORMAL, PRIORITY, priority_of
+from ._settling import SETTLE_WITHIN, Settler, tell
 from .broker import Capabilities, Feed, KnowsPeers, Source
 from .concurrency import Future, Wakeup, new_future
-from .errors import AmbError, BrokerUnavailable, LeaseLost, PartialFailure
+from .errors import AmbError
 from .lanes import Lanes
 
 if TYPE_CHECKING:
@@ -34,12 +34,8 @@ if TYPE_CHECKING:
     from ._lifecycle import Host
 
 log = logging.getLogger("amb")
-#: A burst of handlers that never wait is settled at the latest after this many seconds.
-SETTLE_WITHIN = 0.005
 #: Fetches after which a worker lets others run, even if none of them had to wait.
 BREATH = 64
-#: Seconds after which a verdict that the broker could not take just then is offered again.
-SETTLE_AGAIN = 1.0
 #: A feed that has not answered for so many seconds hangs (its contract says 5).
 SILENCE = 15.0
 
@@ -48,7 +44,6 @@ class Consumer:
     """See the module. Lives as long as its subscription; feeds come and go."""
 
     processor: Processor
-    undertaker: Undertaker
     renewal: Renewal | None = None
 
     def __init__(
@@ -62,7 +57,7 @@ class Consumer:
         #: Deliveries are leased, not given: the broker takes them back in time.
         self.leased = source.group is not None and capabilities.redelivery == "broker"
         self._silent = capabilities.single_process  # its feeds have nothing to answer while they wait
-        self._delays = capabilities.delay != "none"
+        self.delays = capabilities.delay != "none"
         self._keys = None if source.ordered_by is None else Keys()
         self.feed: Feed | None = None
         self.ended: Future[BaseException | None] | None = None
@@ -76,14 +71,10 @@ class Consumer:
         #: Received and not started: in plain order, or in lanes as soon as one of them has a priority.
         self._ready: deque[Delivery] = deque()
         self._lanes: Lanes[Delivery] = Lanes()
-        self._held = Held(self)
+        self.held = Held(self)
         self._spare = spare_places(source.group, source.ordered_by, capabilities)
-        self.pending: list[Delivery] = []
-        #: Verdicts that the broker could not take just now.
-        self._again: set[Delivery] = set()
-        self._waiters: list[Future[None]] = []
-        self._flush_due = 0.0
-        self._flushing = self._flush_coming = self._dry = self._some_dead = False
+        self.settler = Settler(self)
+        self._dry = False
         self._receiver: anyio.CancelScope | None = None
         self._unbroken = 0
         self._workers = 0
@@ -97,8 +88,8 @@ class Consumer:
         """Consume from `feed` until `detach`."""
         self.feed, self.ended = feed, new_future()
         self.last_receive = time.monotonic()
-        if self.pending:
-            self.flush_soon()
+        if self.settler.pending:
+            self.settler.flush_soon()
         self.kick()
 
     def detach(self) -> None:
@@ -129,7 +120,7 @@ class Consumer:
             self.kick()
         elif self.by_broker and any(breaker.state == "open" for breaker in self.breakers):
             self._release_unstarted()
-            self.flush_soon()
+            self.settler.flush_soon()
 
     def resize(self, concurrency: int) -> None:
         """Change how many handlers may run at once."""
@@ -137,6 +128,12 @@ class Consumer:
         self.source = msgspec.structs.replace(self.source, max_in_flight=places)
         self.concurrency = concurrency
         self.kick()
+
+    def feed_failed(self, feed: Feed, error: Exception, doing: str) -> None:
+        """`feed` raised `error` while it was `doing` something: it is finished."""
+        if not isinstance(error, AmbError):
+            log.error("%s %r raised what its contract does not allow", doing, self.source.pattern, exc_info=error)
+        self.fail(feed, error)
 
     # --- workers
 
@@ -157,7 +154,7 @@ class Consumer:
             self.kick()
 
     async def _work(self) -> None:
-        parking, start = Wakeup(), self.processor.start
+        parking, start, settler = Wakeup(), self.processor.start, self.settler
         current_consumer.set(self)
         with anyio.CancelScope() as scope:
             self._scopes.add(scope)
@@ -166,8 +163,8 @@ class Consumer:
                     delivery = self._next() if self._ready or self._lanes.waiting else None
                     if delivery is None:
                         # Nothing waits here: settle, then receive, or rest until there is something to do.
-                        if self.pending and not self._flushing and self.feed is not None:
-                            await self.flush()
+                        if settler.pending and not settler.flushing and self.feed is not None:
+                            await settler.flush()
                         elif self._receiver is None and self.feed is not None and (slots := self._slots()) > 0:
                             delivery = await self._receive(self.feed, slots, scope)
                             if scope.cancel_called:  # just as something came
@@ -187,8 +184,8 @@ class Consumer:
                         self.running -= 1
                         if self.breakers:
                             self._probed()
-                    if self.pending and not self._flushing and time.monotonic() >= self._flush_due:
-                        await self.flush()
+                    if settler.pending and not settler.flushing and time.monotonic() >= settler.due:
+                        await settler.flush()
             finally:
                 self._scopes.discard(scope)
                 self._workers -= 1
@@ -212,11 +209,11 @@ class Consumer:
 
     def _slots(self) -> int:
         """How many deliveries may be received now."""
-        if self.paused or self._dry or (self.stopping and not self.finishing) or len(self._held) >= LIMIT:
+        if self.paused or self._dry or (self.stopping and not self.finishing) or len(self.held) >= LIMIT:
             return 0
         slots = self.source.max_in_flight - len(self.open)
         if self._spare:  # what waits here for its next try holds no handler's place
-            slots += len(self._held) - self._spare
+            slots += len(self.held) - self._spare
         for breaker in self.breakers:
             allowance = breaker.allowance()
             if allowance is not None:
@@ -251,7 +248,7 @@ class Consumer:
             batch = await feed.receive(slots, not self.finishing or _tries_again(feed))
         except Exception as error:
             self._receiver = None
-            self._feed_failed(feed, error, "receiving from")
+            self.feed_failed(feed, error, "receiving from")
             self._dry = self.finishing
             return None
         finally:
@@ -264,8 +261,8 @@ class Consumer:
         if self.renewal is not None:
             self.renewal.arm()
             tick = self.renewal.tick
-        if not self.open and not self.pending:
-            self._flush_due = now + SETTLE_WITHIN
+        if not self.open and not self.settler.pending:
+            self.settler.due = now + SETTLE_WITHIN
         self.host.stats.delivered += len(batch)
         for incoming in batch:
             self.open[incoming.token] = delivery = Delivery(incoming, self, tick)
@@ -310,16 +307,15 @@ class Consumer:
         """Queue a delivery's verdict; a retry that the broker cannot do is kept here."""
         if delivery.verdict == "retry" and not delivery.lost:
             self.host.stats.retried += 1
-            if not self.by_broker or (delivery.delay and not self._delays):
-                self._held.add(delivery)
+            if not self.by_broker or (delivery.delay and not self.delays):
+                self.held.add(delivery)
                 return
         if delivery.held_key:
             self._frees_key(delivery)
         if delivery.lost or (delivery.local and delivery.verdict != "dead"):
-            self._close(delivery)
+            self.close_delivery(delivery)
         else:
-            self._some_dead = self._some_dead or delivery.verdict == "dead"
-            self.pending.append(delivery)
+            self.settler.add(delivery)
 
     def _frees_key(self, delivery: Delivery) -> None:
         following = self._keys.free(delivery) if self._keys is not None else None
@@ -343,131 +339,8 @@ class Consumer:
             self._lanes.push_front(priority_of(delivery.incoming.headers), delivery)
             self.kick()
 
-    def flush_soon(self) -> None:
-        """Settle what is decided, in a task of its own: the decision came from outside a worker's loop."""
-        if not self._flush_coming:
-            self._flush_coming = True
-            self.host.start_soon(self._flush_now)
-
-    async def _flush_now(self) -> None:
-        self._flush_coming = False
-        await self.flush()
-        self.kick()
-
-    async def told(self, delivery: Delivery) -> None:
-        """Return when the broker was told the delivery's verdict (or cannot be any more)."""
-        while not delivery.settled and not self.aborted:
-            await self.flush()
-            if not delivery.settled:
-                waiter = new_future()
-                self._waiters.append(waiter)
-                await waiter
-
-    async def flush(self) -> None:
-        """Tell the broker every verdict so far. Does nothing while another flush runs or the feed is down."""
-        if self._flushing:
-            return
-        self._flushing = True
-        try:
-            while self.pending and (feed := self.feed) is not None:
-                batch, self.pending = self.pending, []
-                try:
-                    if self._some_dead and not (batch := await self._bury(batch)):
-                        continue
-                    await feed.settle([delivery.settlement() for delivery in batch])
-                except PartialFailure as failure:
-                    for index, delivery in enumerate(batch):
-                        if index in failure.errors:
-                            self._not_settled(delivery, failure.errors[index])
-                except BaseException as error:
-                    self.pending = [d for d in batch if not d.settled] + self.pending  # for the next feed
-                    if not isinstance(error, Exception):
-                        if not self.aborted:  # whoever waited for a verdict gave up: it has to be told all the same
-                            self.flush_soon()
-                        raise
-                    self._feed_failed(feed, error, "settling on")
-                    if self.feed is feed:
-                        break
-                    continue  # the next feed may have come meanwhile
-                self._carried_out(batch)
-        finally:
-            self._flushing = False
-            self._flush_due = time.monotonic() + SETTLE_WITHIN
-            if self._waiters:
-                self._tell_waiters()
-
-    def _tell_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        _tell(waiters)
-
-    def _feed_failed(self, feed: Feed, error: Exception, doing: str) -> None:
-        if not isinstance(error, AmbError):
-            log.error("%s %r raised what its contract does not allow", doing, self.source.pattern, exc_info=error)
-        self.fail(feed, error)
-
-    def _carried_out(self, batch: list[Delivery]) -> None:
-        acked = 0
-        opened = self.open
-        for delivery in batch:
-            if delivery.unsettled_again:
-                delivery.unsettled_again = False
-                continue
-            acked += delivery.verdict == "ack"
-            delivery.settled = True
-            if opened.get(delivery.incoming.token) is delivery:
-                del opened[delivery.incoming.token]
-        self.host.stats.acked += acked
-
-    async def _bury(self, batch: list[Delivery]) -> list[Delivery]:
-        """Store the dead letters among `batch`. Returns what the broker is to be told."""
-        self._some_dead = False
-        dead = [delivery for delivery in batch if delivery.verdict == "dead" and not delivery.buried]
-        try:
-            kept = await self.undertaker.bury(dead, self)
-        except BaseException:
-            self._some_dead = True
-            raise
-        for delivery in dead:
-            delivery.buried = True
-        for delivery in kept:
-            self._keep(delivery)
-        for delivery in batch:
-            if delivery.local:
-                self._close(delivery)
-        return [delivery for delivery in batch if not delivery.settled]
-
-    def _not_settled(self, delivery: Delivery, error: Exception) -> None:
-        if isinstance(error, BrokerUnavailable):
-            delivery.unsettled_again = True
-            self._again.add(delivery)
-            self.host.timers.call_later(SETTLE_AGAIN, lambda: self._settle_again(delivery))
-            return
-        if self.source.group is None and isinstance(error, LeaseLost):
-            return  # a feed before this one handed it over: nobody else gets it, whatever became of it
-        self.host.stats.settle_errors += 1
-        self.host.stats.acked -= delivery.verdict == "ack"
-        what = (
-            "was taken back before it was settled and comes again"
-            if isinstance(error, LeaseLost)
-            else "could not be settled"
-        )
-        log.warning(
-            "message %s on %r %s: %s", delivery.incoming.headers.get("amb-id"), delivery.incoming.topic, what, error
-        )
-
-    def _settle_again(self, delivery: Delivery) -> None:
-        if delivery in self._again and not delivery.lost:
-            self._again.discard(delivery)
-            self.pending.append(delivery)
-            self.flush_soon()
-
-    def _keep(self, delivery: Delivery) -> None:
-        """A dead letter that could not be stored: the original must not go."""
-        delivery.verdict, delivery.delay = "retry", STORE_AGAIN
-        if not self.by_broker or not self._delays:
-            self._held.add(delivery)
-
-    def _close(self, delivery: Delivery) -> None:
+    def close_delivery(self, delivery: Delivery) -> None:
+        """Nothing more is to be told about `delivery`: its place is free."""
         delivery.settled = True
         if self.open.get(delivery.incoming.token) is delivery:
             del self.open[delivery.incoming.token]
@@ -475,7 +348,7 @@ class Consumer:
     def lose(self, delivery: Delivery) -> None:
         """The broker took the delivery back; whatever its handler decides concerns nobody."""
         delivery.lost = True
-        self._close(delivery)
+        self.close_delivery(delivery)
         if delivery.held_key and not delivery.running:
             self._frees_key(delivery)
 
@@ -511,8 +384,8 @@ class Consumer:
         else:
             for _ in self._unstarted():
                 pass
-        if self.pending:
-            self.flush_soon()
+        if self.settler.pending:
+            self.settler.flush_soon()
 
     def look_again(self) -> None:
         """While finishing: see whether more has come."""
@@ -529,7 +402,7 @@ class Consumer:
         can_start = (self._lanes.waiting or self._ready) and not self.paused and (not self.breakers or self._allowed())
         looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
         # What waits here for its next try is known to nobody else.
-        trying = self.finishing and self._held and not self.paused
+        trying = self.finishing and self.held and not self.paused
         return bool(self.running or can_start or looking or trying)
 
     async def _rest(self) -> None:
@@ -540,7 +413,7 @@ class Consumer:
     def _look_quiet(self) -> None:
         if self._resting:
             waiters, self._resting = self._resting, []
-            _tell(waiters)
+            tell(waiters)
 
     def abort(self) -> int:
         """Cancel the handlers that still run; their messages are given back. Returns how many messages
@@ -550,7 +423,7 @@ class Consumer:
         self.aborted = True
         for scope in list(self._scopes):
             scope.cancel()
-        left = 0 if self.leased else len(self._held) + len(self._lanes) + len(self._ready)
+        left = 0 if self.leased else len(self.held) + len(self._lanes) + len(self._ready)
         self._forget_unstarted()
         return left
 
@@ -560,13 +433,7 @@ class Consumer:
             for parked in self._idle:
                 parked.set()
             await self._rest()
-        while self._flushing:
-            waiter = new_future()
-            self._waiters.append(waiter)
-            await waiter
-        self.pending.extend(self._again)
-        self._again.clear()
-        await self.flush()
+        await self.settler.finish()
 
     def gone(self) -> None:
         """There will be no feed any more: whoever waits for one to be told something goes on."""
@@ -575,13 +442,7 @@ class Consumer:
             breaker.members.remove(self)
             breaker.ended()
         self.breakers.clear()
-        self._tell_waiters()
-
-
-def _tell(waiters: list[Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
+        self.settler.tell_waiters()
 
 
 def _tries_again(feed: Feed) -> bool:

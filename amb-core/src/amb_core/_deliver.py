@@ -79,7 +79,7 @@ class Delivery(msgspec.Struct, eq=False):
             self.owner.processor.check_delay(delay)
             self.settle(verdict, delay, reason)
             if not self.owner.aborted:  # else nobody is left to tell the broker
-                self.owner.flush_soon()
+                self.owner.settler.flush_soon()
         elif self.verdict != verdict:
             raise AlreadySettled(
                 f"message {self.incoming.headers.get('amb-id', '')!r} on {self.incoming.topic!r} was already settled "
@@ -93,7 +93,7 @@ class Delivery(msgspec.Struct, eq=False):
         self.owner.decided(self)
 
     async def _told(self) -> None:
-        await self.owner.told(self)
+        await self.owner.settler.told(self)
 
     def settlement(self) -> Settlement:
         """The verdict as the broker is told it."""
@@ -176,7 +176,7 @@ class Processor:
         delivery.running = False
         if self._simple and delivery.verdict is None and not delivery.local and not delivery.lost:
             delivery.verdict = "ack"
-            self._consumer.pending.append(delivery)
+            self._consumer.settler.pending.append(delivery)
         else:
             self.returned((delivery,))
 

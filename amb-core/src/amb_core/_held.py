@@ -45,7 +45,7 @@ class Held:
             if not delivery.local:
                 # The broker is told of another one: this one's verdict stays what the handler made it.
                 consumer.open[incoming.token] = told = Delivery(incoming, consumer, delivery.tick, "ack")
-                consumer.pending.append(told)
+                consumer.settler.pending.append(told)
         delivery.settled = True
         self._waiting.add(again)
         consumer.host.timers.call_later(delivery.delay, lambda: self._due(again))
