@@ -150,7 +150,7 @@ async def C7_equal_names_on_different_patterns(t: Target) -> None:
     t.ledger.check(narrow, ids=ids)
 
 
-@case("C8", needs="groups")
+@case("C8", needs="durable_groups")
 async def C8_a_slow_member_hoards_nothing(t: Target) -> None:
     """While one member is stuck in its only handler, the other gets everything else."""
     stuck, free = anyio.Event(), anyio.Event()

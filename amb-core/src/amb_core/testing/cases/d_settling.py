@@ -371,7 +371,7 @@ async def D12_the_count_survives_the_consumer(t: Target) -> None:
     await again.stays_at(1, t.watch)
 
 
-@case("D13", needs="groups")
+@case("D13", needs=("groups", "redelivery"))
 async def D13_nobody_wants_it(t: Target) -> None:
     """Three members hand back a hundred times, then a healthy one gets all fifty."""
     members = [t.recorder(f"member {number}", "workers", lambda message: message.nack()) for number in range(3)]
