@@ -19,6 +19,7 @@ from ._client import Link, status
 from ._feed import subscribe
 from ._lease import MARGIN, Lease, Pulse
 from ._notes import Notes
+from ._pin import Pin
 from ._stream import NANO, Stream
 from ._wire import NOT_BEFORE, Names, durable, from_headers
 
@@ -34,6 +35,8 @@ _WAIT = 4.0
 #: Seconds after which the server forgets a consumer without a group whose process died; one that takes nothing for
 #: so long, because its handlers are busy, begins anew.
 _FORGOTTEN = 3600.0
+#: Seconds until it is looked again whether others have finished.
+_LOOK_AGAIN = 0.2
 #: The part of a lease that is left when a delivery is handed over.
 _FRESH = 0.8
 
@@ -49,6 +52,7 @@ class PullFeed:
         self.consumer = durable(source.group or "_", source.pattern if self._grouped else source.id)
         self._notes = Notes(link, stream)
         self._pulse: Pulse | None = None
+        self._pin: Pin | None = None
         self._box = link.client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: deque[Incoming] = deque()
@@ -69,19 +73,21 @@ class PullFeed:
         await self._stream.prepare()
         (self._subscription,) = await subscribe(self._link, [self._box], "", self._arrived, doing)
         found = await self._stream.consumer(self.consumer)
-        if found is not None and not self._grouped:
+        if self._source.ordered_by is not None or (found or {}).get("config", {}).get("priority_groups"):
+            self._pin = Pin(self._stream, self.consumer, self._source.id, self._lease)
+            self._held |= self._pin.held
+        config = self._config(wanted)
+        if found is not None and self._grouped:
+            config = found["config"] | {"ack_wait": config["ack_wait"]}
+        elif found is not None:
             # What was under way when the link broke is delivered again; nobody else would.
             await self._stream.drop_consumer(self.consumer)
-            config = self._config(wanted) | {
-                "deliver_policy": "by_start_sequence", "opt_start_seq": found["ack_floor"]["stream_seq"] + 1,
-            }  # fmt: skip
-        elif found is not None:
-            config = found["config"] | {"ack_wait": int(self._lease * NANO)}
-            if config == found["config"]:
-                return
-        else:
-            config = self._config(wanted)
-        await self._stream.make_consumer(self.consumer, config, doing)
+            after = found["ack_floor"]["stream_seq"] + 1
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after}
+        if self._pin is not None:
+            config |= self._pin.config
+        if found is None or config != found["config"]:
+            await self._stream.make_consumer(self.consumer, config, doing)
 
     def _config(self, wanted: Sequence[str]) -> dict[str, Any]:
         config = {
@@ -103,6 +109,8 @@ class PullFeed:
         self._link.watchers.discard(self._news.set)
         if self._pulse is not None:
             self._pulse.stop()
+        if self._pin is not None and (self._broken or self._link.lost is not None):
+            self._pin.rest(self._held)
         if self._link.lost is not None or self._subscription is None:
             return
         await self._link.call("leave", self._subscription.drain())
@@ -110,6 +118,8 @@ class PullFeed:
             unseen = [incoming.token for incoming in self._buffer if isinstance(incoming.token, Lease)]
             # After a failure handlers go on, and the next feed settles what they hold.
             await self._give_back([*unseen, *(() if self._broken else self._held)])
+            if self._pin is not None and not self._broken:
+                await self._pin.leave()
         elif not self._broken:
             await self._stream.drop_consumer(self.consumer)
 
@@ -125,6 +135,8 @@ class PullFeed:
 
     def _take_in(self, message: Msg) -> None:
         since = time.monotonic() if self._pulse is None else self._pulse.since()
+        if self._pin is not None:
+            self._pin.seen(message.headers or {})
         headers, key = from_headers(message.headers)
         lease = Lease(message.reply, since + self._lease * MARGIN)
         topic = self._names.topic(message.subject) or message.subject
@@ -132,8 +144,12 @@ class PullFeed:
 
     def _ended(self, code: str, headers: dict[str, str]) -> None:
         """The server has nothing more for the request that is open."""
-        self._asked = 0
         said = headers.get("Description", "")
+        if "MaxBytes" in said:
+            return  # the answer to a request that only keeps the pin
+        self._asked = 0
+        if code == "423" and self._pin is not None:
+            self._pin.lost()
         if code == "503" or (code == "409" and "deleted" in said.lower()):
             self._failure = Unavailable(
                 f"the consumer of {self._source.pattern!r} is gone ({said or 'nobody answers'}): making it again"
@@ -147,6 +163,8 @@ class PullFeed:
             except AmbError:
                 self._broken = True
                 raise
+        if self._pin is not None and self._buffer and not await self._all_here(self._pin, limit):
+            return []
         # Whoever cancels this finds everything still in the buffer.
         known = list(self._buffer)[:limit]
         for incoming in known:
@@ -181,6 +199,27 @@ class PullFeed:
             await self._answer(lease, b"+WPI")
             lease.until = time.monotonic() + self._lease * MARGIN
 
+    async def _all_here(self, pin: Pin, limit: int) -> bool:
+        """Whether nothing that belongs before what is here is missing. Waits for it, for a while."""
+        deadline = time.monotonic() + _WAIT
+        while not pin.sure and time.monotonic() < deadline:
+            self._check()
+            leases = {incoming.token for incoming in self._buffer} | self._held
+            ours = [lease for lease in leases if isinstance(lease, Lease) and not lease.settled]
+            await pin.check(len({lease.position for lease in ours if lease.until > time.monotonic()}))
+            if pin.sure:
+                latest = {incoming.position: incoming for incoming in self._buffer}
+                self._buffer = deque(sorted(latest.values(), key=lambda incoming: int(incoming.position or 0)))
+                break
+            await self.extend([lease for lease in ours if lease not in self._held and lease.until > time.monotonic()])
+            if self._asked <= 0:
+                await self._ask(limit, True)
+            try:
+                await bounded(self._news.wait(), _LOOK_AGAIN)
+            except TimeoutError:
+                pass
+        return pin.sure
+
     async def _more(self, limit: int, wait: bool) -> None:
         if self._asked <= 0:
             await self._ask(limit, wait)
@@ -206,11 +245,14 @@ class PullFeed:
         self._check()
         self._asked, self._until = limit, time.monotonic() + (_WAIT if wait else 0.0)
         request: dict[str, Any] = {"batch": limit}
+        request |= self._pin.request() if self._pin is not None else {}
         request |= {"expires": int(_WAIT * NANO)} if wait else {"no_wait": True}
+        await self._request(msgspec.json.encode(request))
+
+    async def _request(self, body: bytes) -> None:
         subject = f"{self._stream.api}.CONSUMER.MSG.NEXT.{self._stream.name}.{self.consumer}"
         await self._link.call(
-            f"receive from {self._source.pattern!r}",
-            self._link.client.publish(subject, msgspec.json.encode(request), self._box),
+            f"receive from {self._source.pattern!r}", self._link.client.publish(subject, body, self._box)
         )
 
     # --- settling
@@ -267,6 +309,8 @@ class PullFeed:
             else:
                 await self._answer(lease, b"+WPI")
                 told.append(lease)
+        if self._pin is not None and self._asked <= 0:
+            await self._request(self._pin.keep())
         await self._link.flush(f"extend leases on {self._source.pattern!r}")
         for lease in told:
             lease.until = now + self._lease * MARGIN

@@ -36,14 +36,15 @@ class Stream:
 
     async def start(self) -> None:
         """Return if the server has JetStream, and the stream is there. Raises: ConfigurationError, Unavailable."""
-        version = self._version
+        version = self.version
         if version < _OLDEST:
             raise ConfigurationError(f"JetStream needs a NATS server 2.10 or newer; this is {version[0]}.{version[1]}")
         await self.ask("INFO", None, "use JetStream")
         await self.prepare()
 
     @property
-    def _version(self) -> tuple[int, int]:
+    def version(self) -> tuple[int, int]:
+        """The server's."""
         version = self._link.client.connected_server_version
         return version.major, version.minor
 
@@ -125,7 +126,7 @@ class Stream:
             "storage": options.stream_storage,
             "duplicate_window": min(window, age) if age else window,
         }
-        return config | {"allow_msg_ttl": True} if self._version >= _TTL_SINCE else config
+        return config | {"allow_msg_ttl": True} if self.version >= _TTL_SINCE else config
 
     def _wishes(self, found: dict[str, Any]) -> dict[str, Any]:
         """What was asked for and is otherwise in the stream that exists."""

@@ -165,6 +165,7 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             extend_lease=True,
             delivery_count="native",
             delay="emulated",
+            order="key",
             return_unstarted=True,
             replay="none" if self.stream_retention == "workqueue" else "time",
             wildcards="native",
