@@ -122,6 +122,14 @@ class Consumer:
             self._release_unstarted()
             self.settler.flush_soon()
 
+    def pause(self) -> None:
+        """Start nothing more for now; what has not started is left to others."""
+        self.paused = True
+        if self._receiver is not None:
+            self._receiver.cancel()
+        if self.leased:
+            self._give_back()
+
     def resize(self, concurrency: int) -> None:
         """Change how many handlers may run at once."""
         places = (self.source.max_in_flight - self._spare) // self.concurrency * concurrency + self._spare
@@ -270,11 +278,17 @@ class Consumer:
                 self._into_lanes(delivery)
             else:
                 self._ready.append(delivery)
-        if not self.starts_more:  # it came too late
+        if self.stopping or self.paused or self.feed is not feed:
+            self._came_late(feed)
+        return self._next()
+
+    def _came_late(self, feed: Feed) -> None:
+        if not self.starts_more:
             self._forget_unstarted()
+        elif self.paused and self.leased:
+            self._give_back()
         elif self.feed is not feed and self.by_broker:
             self._release_unstarted()
-        return self._next()
 
     def _into_lanes(self, delivery: Delivery) -> None:
         while self._ready:
@@ -377,13 +391,16 @@ class Consumer:
             self._forget_unstarted()
 
     def _forget_unstarted(self) -> None:
-        if self.by_broker or self.source.ordered_by:
+        self._give_back()
+        for _ in self._unstarted():
+            pass
+
+    def _give_back(self) -> None:
+        """Leave what has not started to others, if there may be any."""
+        if self.by_broker or self._keys is not None:
             for delivery in self._keys.drain() if self._keys is not None else ():
                 delivery.settle("release")
             self._release_unstarted()
-        else:
-            for _ in self._unstarted():
-                pass
         if self.settler.pending:
             self.settler.flush_soon()
 

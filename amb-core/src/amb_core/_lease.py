@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import anyio
+
 from .broker import ExtendsLease
 from .errors import ConnectionLost, LeaseLost, PartialFailure
 
@@ -25,7 +27,7 @@ class Renewal:
 
     def __init__(self, consumer: Consumer, lease: float) -> None:
         self._consumer, self._lease = consumer, lease
-        self._armed = False
+        self._armed = self._extending = False
         #: Counts the rounds; a delivery remembers the round in which it came.
         self.tick = 0
 
@@ -51,10 +53,19 @@ class Renewal:
             self.arm()
             old = [delivery for delivery in self._consumer.open.values() if delivery.tick < self.tick]
             self.tick += 1
-            if old:
+            if old and not self._extending:
+                self._extending = True
                 self._consumer.host.start_soon(self._extend, old)
 
     async def _extend(self, deliveries: list[Delivery]) -> None:
+        try:
+            # What takes longer than the lease has failed; the next round may fare better.
+            with anyio.move_on_after(self._lease):
+                await self._extend_now(deliveries)
+        finally:
+            self._extending = False
+
+    async def _extend_now(self, deliveries: list[Delivery]) -> None:
         feed, stats = self._consumer.feed, self._consumer.host.stats
         if not isinstance(feed, ExtendsLease):
             return

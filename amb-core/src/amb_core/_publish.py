@@ -208,11 +208,18 @@ class Publisher:
             await self.patiently(batch, bounded(connection.send(batch), self.timeout))
             return
         errors: dict[int, Exception] = {}
-        for index, future in enumerate([self._put(outgoing) for outgoing in batch]):
-            try:
-                await future
-            except Exception as error:
-                errors[index] = error
+        futures = [self._put(outgoing) for outgoing in batch]
+        try:
+            for index, future in enumerate(futures):
+                try:
+                    await future
+                except Exception as error:
+                    errors[index] = error
+        except BaseException:  # cancelled: what is not on its way stays here, and nobody waits for the rest
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
+            raise
         if errors:
             raise PartialFailure(errors)
 

@@ -96,8 +96,9 @@ class Subscription(str):
             self.supervised.when_gone.append(callback)
 
     def pause(self) -> None:
-        """Start no more handlers; messages wait on the broker. Raises: BusClosed if the bus is not connected."""
-        self._consumer.paused = True
+        """Start no more handlers; messages wait on the broker, where other members of the group may get them. Raises:
+        BusClosed if the bus is not connected."""
+        self._consumer.pause()
 
     def resume(self) -> None:
         """End a `pause`. Raises: BusClosed if the bus is not connected."""
