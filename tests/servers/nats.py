@@ -7,7 +7,7 @@ import shutil
 import socket
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -118,11 +118,11 @@ def cluster() -> Iterator[NatsCluster]:
         yield NatsCluster(tuple(f"nats://127.0.0.1:{port}" for port in ports), tuple(servers))
 
 
-def _server(folder: Path, port: int, config: dict[str, object]) -> Server:
+def _server(folder: Path, port: int, config: Mapping[str, object]) -> Server:
     # Written at once, so that a killed server keeps what it has confirmed.
     jetstream = {"store_dir": str(folder / "js"), "sync_interval": "always"}
     file = folder / "nats.conf"
-    file.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "jetstream": jetstream} | config))
+    file.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "jetstream": jetstream, **config}))
     return Server([_program(), "-c", str(file)], folder, lambda: _greets(port))
 
 

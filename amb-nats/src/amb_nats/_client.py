@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
-from amb_core.concurrency import bounded, new_future
+from amb_core.concurrency import bounded
 from amb_core.config import mask_url
 from amb_core.errors import (
     AmbError,
@@ -28,6 +28,7 @@ from amb_core.errors import (
 from nats import errors as native
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from ._errors import NATIVE, api_error, translate
 
@@ -69,7 +70,7 @@ class _Client(Client):
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         # nats-py writes a ping at once, past what is still to be written: its answer would prove nothing.
-        self._pongs.append(future or new_future())
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
         await self._send_command(b"PING\r\n")
         await self._flush_pending()
 
@@ -152,6 +153,10 @@ class Link:
         self.client.abort()
         await self.closed()
 
+    async def drain(self, subscription: Subscription) -> None:
+        """Unsubscribe; what had been sent until then has arrived. Raises: AmbError."""
+        await self.call("unsubscribe", subscription.drain())  # type: ignore[no-untyped-call]
+
     def check(self) -> None:
         """Raises: ConnectionLost if the link is finished."""
         if self.lost is not None:
@@ -166,7 +171,7 @@ class Link:
 
     def future(self) -> asyncio.Future[Any]:
         """A future for `answer`, which the end of the link ends too."""
-        waiting: asyncio.Future[Any] = new_future()
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)
         waiting.add_done_callback(self._waiting.discard)
         return waiting
@@ -303,7 +308,7 @@ def _seed(seed: str | None) -> dict[str, str]:
     if not _SEED.fullmatch(seed):
         return {"nkeys_seed": seed}
     try:
-        nkeys.from_seed(bytearray(seed.encode())).wipe()
+        nkeys.from_seed(bytearray(seed.encode())).wipe()  # type: ignore[no-untyped-call]
     except Exception:  # whatever it says may hold the seed
         raise ConfigurationError("NatsBroker: nkeys_seed is no valid NKey seed") from None
     return {"nkeys_seed_str": seed}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from amb_core.broker import Incoming, Settlement, Source
@@ -32,12 +32,14 @@ _STALE = 0.001
 _LANES = {"critical": 0, "urgent": 1, "high": 2, "normal": 3, "low": 4, "background": 5}
 
 
-async def subscribe(link: Link, subjects: Sequence[str], queue: str, arrived: object, doing: str) -> list[Subscription]:
+async def subscribe(
+    link: Link, subjects: Sequence[str], queue: str, arrived: Callable[[Msg], Awaitable[None]], doing: str
+) -> list[Subscription]:
     """Subscriptions that the server has accepted. Raises: AccessDenied, ConnectionLost."""
     made = []
     for subject in subjects:
         link.check()
-        made.append(await link.client.subscribe(subject, queue, cb=arrived))  # type: ignore[arg-type]
+        made.append(await link.client.subscribe(subject, queue, cb=arrived))
     await link.flush(doing)
     if link.denied("subscription", {f"{one}" for one in subjects}):
         raise AccessDenied(f"{doing}: the server does not permit it; extend the user's subscribe permissions")
@@ -76,7 +78,7 @@ class LiveFeed:
     async def _unsubscribe(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
-            await self._link.call("unsubscribe", subscription.drain())
+            await self._link.drain(subscription)
 
     async def _arrived(self, message: Msg) -> None:
         if (topic := self._names.topic(message.subject)) is None:

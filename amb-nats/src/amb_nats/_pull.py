@@ -90,7 +90,7 @@ class PullFeed:
             await self._stream.make_consumer(self.consumer, config, doing)
 
     def _config(self, wanted: Sequence[str]) -> dict[str, Any]:
-        config = {
+        config: dict[str, Any] = {
             "durable_name": self.consumer,
             "deliver_policy": "all" if self._all else "new",
             "ack_policy": "explicit",
@@ -113,7 +113,7 @@ class PullFeed:
             self._pin.rest(self._held)
         if self._link.lost is not None or self._subscription is None:
             return
-        await self._link.call("leave", self._subscription.drain())
+        await self._link.drain(self._subscription)
         if self._grouped:
             unseen = [incoming.token for incoming in self._buffer if isinstance(incoming.token, Lease)]
             # After a failure handlers go on, and the next feed settles what they hold.
