@@ -204,6 +204,34 @@ async def test_leaving_before_the_first_connection_is_made_ends_both(broker: Scr
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize("verb", ["publish", "request", "subscribe", "publish_batch"])
+async def test_what_waits_for_the_connection_hears_that_there_will_be_none(broker: ScriptedBroker, verb: str) -> None:
+    bus, errors = MessageBus(broker, connect_timeout=20), list[BaseException]()
+
+    async def use() -> None:
+        verbs: dict[str, Any] = {
+            "publish": lambda: bus.publish("t", 1),
+            "request": lambda: bus.request("t", 1),
+            "subscribe": lambda: bus.subscribe("t", Collector()),
+            "publish_batch": lambda: bus.publish_batch([Message("t", 1)]),
+        }
+        try:
+            await verbs[verb]()
+        except BusClosed as error:
+            errors.append(error)
+
+    async def down(*_: Any) -> None:
+        await anyio.sleep_forever()
+
+    broker.on_connect = down
+    with anyio.fail_after(3):
+        async with anyio.create_task_group() as group:
+            group.start_soon(use)
+            await anyio.sleep(0.05)
+            await bus.disconnect()
+    assert len(errors) == 1
+
+
 async def test_a_request_that_waits_when_the_bus_ends_during_an_outage_hears_of_it(broker: ScriptedBroker) -> None:
     bus = MessageBus(broker, drain_timeout=1)
     await bus.subscribe("t", Collector(), group="g")

@@ -113,15 +113,20 @@ class Host:
 
     async def ensure(self) -> None:
         """Be connected, with every subscription asked for so far live. Raises: BusClosed, and as `start`."""
-        if self.state in ("stopping", "closed") and not (self.state == "stopping" and self.connection):
-            if self.fatal is not None:
-                raise BusClosed(f"the bus stopped ({self.fatal}): mend that, then call connect()") from self.fatal
-            raise BusClosed("the bus is disconnected: call connect(), or publish before leaving `async with`")
+        self._check_open()
         if self.state in ("new", "starting") or self._orphaned():
             await self.start()
         for supervised in list(self._pending_live):
             await self.wait_live(supervised)
         self._update_ready()
+        self._check_open()  # somebody may have disconnected it meanwhile
+
+    def _check_open(self) -> None:
+        if self.state not in ("stopping", "closed") or (self.state == "stopping" and self.connection is not None):
+            return
+        if self.fatal is not None:
+            raise BusClosed(f"the bus stopped ({self.fatal}): mend that, then call connect()") from self.fatal
+        raise BusClosed("the bus is disconnected: call connect(), or publish before leaving `async with`")
 
     async def wait_live(self, supervised: Supervised) -> None:
         """Return when the subscription is live. Raises why it is not, after the connect timeout at the latest."""
