@@ -29,6 +29,9 @@ logger = logging.getLogger("amb.nats")
 _WAIT = 4.0
 #: Seconds after which what has come in meanwhile counts.
 _STALE = 0.001
+_NORMAL = 3
+#: About what a message takes here beside its body, bytes.
+_OVERHEAD = 1024
 _LANES = {"critical": 0, "urgent": 1, "high": 2, "normal": 3, "low": 4, "background": 5}
 
 
@@ -53,12 +56,12 @@ class LiveFeed:
         self._options, self._link, self._names, self._source = options, link, names, source
         self._doing = f"receive from {source.pattern!r}"
         self._subscriptions: list[Subscription] = []
-        self._lanes: Lanes[Incoming] = Lanes()
+        self._lanes: Lanes[Msg] = Lanes()
         self._bytes = self._dropped = 0
         self._news = Wakeup()
         self._prioritized, self._returned = False, 0.0
         self._tokens = itertools.count()
-        self._held: dict[object, Incoming] = {}
+        self._held: dict[object, Msg] = {}
 
     async def start(self) -> None:
         """Subscribe; returns when the server has."""
@@ -81,17 +84,15 @@ class LiveFeed:
             await self._link.drain(subscription)
 
     async def _arrived(self, message: Msg) -> None:
-        if (topic := self._names.topic(message.subject)) is None:
+        if self._names.topic(message.subject) is None:
             return
         if self._bytes >= self._options.buffer_size:
             self._drop()
             return
-        headers, key = from_headers(message.headers)
-        lane = _lane(headers)
-        self._prioritized = self._prioritized or lane != 3
-        self._bytes += len(message.data)
-        incoming = Incoming(topic, message.data, headers, next(self._tokens), key, native=message)
-        self._lanes.push(lane, incoming)
+        lane = _lane(message)
+        self._prioritized = self._prioritized or lane != _NORMAL
+        self._bytes += _size(message)
+        self._lanes.push(lane, message)
         self._news.set()
 
     def _drop(self) -> None:
@@ -110,12 +111,17 @@ class LiveFeed:
             await self._link.flush(self._doing)
         if not self._lanes:
             await self._more(wait)
-        found = [self._lanes.pop() for _ in range(min(limit, len(self._lanes)))]
-        for incoming in found:
-            self._bytes -= len(incoming.body)
-            self._held[incoming.token] = incoming
+        found = [self._hold(self._lanes.pop()) for _ in range(min(limit, len(self._lanes)))]
         self._returned = time.monotonic()
         return found
+
+    def _hold(self, message: Msg) -> Incoming:
+        self._bytes -= _size(message)
+        token = next(self._tokens)
+        self._held[token] = message
+        headers, key = from_headers(message.headers)
+        topic = self._names.topic(message.subject) or message.subject
+        return Incoming(topic, message.data, headers, token, key, native=message)
 
     async def _more(self, wait: bool) -> None:
         self._link.check()
@@ -133,10 +139,10 @@ class LiveFeed:
     async def settle(self, outcomes: Sequence[Settlement]) -> None:
         """Nothing to tell the server. What is released comes again from this feed."""
         for outcome in outcomes:
-            incoming = self._held.pop(outcome.token, None)
-            if incoming is not None and outcome.verdict in ("release", "retry"):
-                self._bytes += len(incoming.body)
-                self._lanes.push_front(_lane(incoming.headers), incoming)
+            message = self._held.pop(outcome.token, None)
+            if message is not None and outcome.verdict in ("release", "retry"):
+                self._bytes += _size(message)
+                self._lanes.push_front(_lane(message), message)
                 self._news.set()
 
     def last_consumer(self) -> bool:
@@ -148,5 +154,9 @@ class LiveFeed:
         return False
 
 
-def _lane(headers: dict[str, str]) -> int:
-    return _LANES.get(headers.get("amb-priority", "normal"), 3)
+def _lane(message: Msg) -> int:
+    return _LANES.get((message.headers or {}).get("amb-priority", "normal"), _NORMAL)
+
+
+def _size(message: Msg) -> int:
+    return len(message.data) + _OVERHEAD

@@ -94,9 +94,9 @@ class NatsBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease: Annotated[float, msgspec.Meta(ge=0.1)] = 30.0
     #: What the subjects of private replies begin with.
     inbox_prefix: str = "_INBOX"
-    #: Bytes that a subscription without JetStream holds for its handlers. What comes beyond that is dropped, with a
-    #: warning: core NATS has no way to slow a publisher.
-    buffer_size: _Limit = 128 * 1024 * 1024
+    #: Bytes of memory that a subscription without JetStream fills with what waits for its handlers. What comes beyond
+    #: that is dropped, with a warning: core NATS has no way to slow a publisher.
+    buffer_size: _Limit = 64 * 1024 * 1024
     #: Seconds to connect and authenticate, per server.
     connect_timeout: _Positive = 5.0
     #: Seconds without an answer after which a link counts as dead.
