@@ -553,3 +553,35 @@ async def test_a_feed_that_fails_to_leave_ends_all_the_same(
         await subscription.unsubscribe()
         assert bus.host.supervised == []
     assert "the queue cannot be removed" in caplog.text and "trying again" not in caplog.text
+
+
+async def test_a_request_outlives_a_bus_that_is_restarted_under_it(broker: ScriptedBroker) -> None:
+    hung, outcomes = anyio.Event(), list[str]()
+
+    async def hang(*_: Any) -> None:
+        if not hung.is_set():
+            hung.set()
+            await anyio.sleep_forever()
+
+    async def ask() -> None:
+        try:
+            await bus.request("r", 1, timeout=0.2)
+        except (BusClosed, TimeoutError) as error:
+            outcomes.append(type(error).__name__)
+
+    broker.on_connect = hang
+    bus = MessageBus(broker, connect_timeout=20)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(ask)
+            await hung.wait()
+            await anyio.sleep(0.01)
+            group.start_soon(_restart, bus)
+        await bus.disconnect()
+    assert len(outcomes) == 10
+
+
+async def _restart(bus: MessageBus) -> None:
+    await bus.disconnect()
+    await bus.connect()

@@ -114,8 +114,8 @@ class Host:
     async def ensure(self) -> None:
         """Be connected, with every subscription asked for so far live. Raises: BusClosed, and as `start`."""
         self._check_open()
-        if self.state in ("new", "starting") or self._orphaned():
-            await self.start()
+        while self.state in ("new", "starting") or self._orphaned():
+            await self.start()  # again, if it was disconnected and connected anew before this task went on
         for supervised in list(self._pending_live):
             await self.wait_live(supervised)
         self._update_ready()
