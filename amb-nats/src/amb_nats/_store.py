@@ -19,6 +19,9 @@ from ._wire import NOT_BEFORE, Names, message_id, to_headers, too_large
 
 __all__ = ["Store"]
 
+#: Seconds for which the server keeps a message that has expired.
+_KEPT = 5.0
+
 
 class _Ack(msgspec.Struct):
     stream: str = ""
@@ -80,7 +83,8 @@ class Store:
         if (id := message_id(message)) is not None:
             headers["Nats-Msg-Id"] = id
         if message.expires is not None and self._stream.expires:
-            headers["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time()))}s"
+            # The core drops what has expired, and counts it; the server only clears away what nobody reads.
+            headers["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time() + _KEPT))}s"
         if message.not_before is not None:
             headers[NOT_BEFORE] = repr(message.not_before)
         client = self._link.client
