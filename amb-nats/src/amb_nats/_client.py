@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -79,6 +80,8 @@ class _Client(Client):
         await self._send_ping(answer)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if self._flush_queue is None:
+            return  # it has never begun to connect
         try:
             await super()._close(status, do_cbs)
         except OSError:
@@ -89,7 +92,8 @@ class _Client(Client):
     def abort(self) -> None:
         """End the link without a word, and without waiting to get rid of any. `close` cleans up."""
         self._pending, self._pending_data_size, self._status = [], 0, Client.DISCONNECTED
-        writer = getattr(self._transport, "_io_writer", None)
+        # Waiting for a socket to close may never end, after a failed TLS handshake for instance.
+        writer, self._transport = getattr(self._transport, "_io_writer", None), None
         if writer is not None:
             writer.transport.abort()
 
@@ -103,14 +107,15 @@ class Link:
         self.lost: ConnectionLost | None = None
         #: Called when it is.
         self.watchers: set[Callable[[], None]] = set()
-        self._box = client.new_inbox()
+        self._box = ""
         self._serial = itertools.count()
         self._waiting: set[asyncio.Future[Any]] = set()
         self._asked: dict[str, tuple[asyncio.Future[Msg], str]] = {}
         self._denied: deque[tuple[str, str]] = deque(maxlen=1000)
 
     async def start(self) -> None:
-        """Open the inbox for answers."""
+        """Open the inbox for answers, on a client that is connected."""
+        self._box = self.client.new_inbox()
         await self.client.subscribe(f"{self._box}.*", cb=self._answered)
 
     async def _answered(self, message: Msg) -> None:
@@ -251,6 +256,7 @@ async def link(options: NatsBroker) -> AsyncIterator[Link]:
 
 
 async def _connect(options: NatsBroker, url: str) -> Link:
+    arguments = _arguments(options)
     client = _Client()
     client.encrypted = url.startswith("tls://")
     made = Link(client, options.response_timeout)
@@ -263,12 +269,13 @@ async def _connect(options: NatsBroker, url: str) -> Link:
 
     try:
         with anyio.fail_after(options.connect_timeout):
-            await client.connect(url, error_cb=failed, closed_cb=made.closed, **_arguments(options))
+            await client.connect(url, error_cb=failed, closed_cb=made.closed, **arguments)
             connecting = False
             await made.start()
         return made
     except BaseException as error:
         connecting = False
+        client.abort()
         await _leave(client)
         if isinstance(error, NATIVE):
             raise translate(error, doing) from error
@@ -277,6 +284,8 @@ async def _connect(options: NatsBroker, url: str) -> Link:
 
 def _arguments(options: NatsBroker) -> dict[str, Any]:
     """What nats-py's ``connect`` takes."""
+    if options.credentials is not None and not Path(options.credentials).is_file():
+        raise ConfigurationError(f"NatsBroker: credentials: there is no file {options.credentials!r}")
     given: dict[str, Any] = {
         "name": options.name,
         "user": options.user,
@@ -296,8 +305,8 @@ def _arguments(options: NatsBroker) -> dict[str, Any]:
     return given
 
 
-def _seed(seed: str | None) -> dict[str, str]:
-    if seed is None:
+def _seed(given: str | None) -> dict[str, str]:
+    if given is None:
         return {}
     try:
         import nkeys
@@ -305,12 +314,11 @@ def _seed(seed: str | None) -> dict[str, str]:
         raise ConfigurationError(
             "NatsBroker: nkeys_seed needs the package nkeys: pip install 'amb-nats[nkeys]'"
         ) from None
-    if not _SEED.fullmatch(seed):
-        return {"nkeys_seed": seed}
     try:
-        nkeys.from_seed(bytearray(seed.encode())).wipe()  # type: ignore[no-untyped-call]
+        seed = given if _SEED.fullmatch(given) else Path(given).read_text().strip()
+        nkeys.from_seed(bytearray(seed.encode())).public_key  # type: ignore[no-untyped-call]  # noqa: B018
     except Exception:  # whatever it says may hold the seed
-        raise ConfigurationError("NatsBroker: nkeys_seed is no valid NKey seed") from None
+        raise ConfigurationError("NatsBroker: nkeys_seed is no valid NKey seed, nor a file with one") from None
     return {"nkeys_seed_str": seed}
 
 
