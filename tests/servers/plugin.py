@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from . import nats, redis
+from . import kafka, nats, redis
 from .process import MissingServer, in_ci
 
 T = TypeVar("T")
@@ -65,6 +65,18 @@ def secure_nats() -> Iterator[nats.SecureNats]:
 def own_nats_server() -> Iterator[nats.NatsServer]:
     """A NATS server that a test may stop, kill and freeze."""
     yield from _provide(nats.alone())
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[kafka.KafkaServer]:
+    """A Kafka with a listener for each way of connecting."""
+    yield from _provide(kafka.alone())
+
+
+@pytest.fixture
+def own_kafka_server() -> Iterator[kafka.KafkaServer]:
+    """A Kafka that a test may stop, kill and freeze."""
+    yield from _provide(kafka.alone())
 
 
 def _provide(server: AbstractContextManager[T]) -> Iterator[T]:

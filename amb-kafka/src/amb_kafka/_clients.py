@@ -1,0 +1,109 @@
+"""The options as aiokafka's clients take them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from amb_core.errors import ConfigurationError
+
+from ._errors import NATIVE, translate
+
+if TYPE_CHECKING:
+    from .broker import KafkaBroker
+
+__all__ = ["Clients", "running"]
+
+#: A client that cannot reach a server says goodbye no longer than this, seconds.
+_LEAVING = 3.0
+#: "Never": a feed that waits for its handlers is alive, and its heartbeat says so.
+_EVER = 2**31 - 1
+
+# What of `client_options` is for whom; everything else goes to all three.
+_PRODUCER = {"linger_ms", "max_batch_size", "transaction_timeout_ms"}
+_CONSUMER = {
+    "check_crcs", "client_rack", "fetch_max_bytes", "fetch_max_wait_ms", "fetch_min_bytes", "group_instance_id",
+    "isolation_level", "max_partition_fetch_bytes", "partition_assignment_strategy",
+}  # fmt: skip
+
+
+class Clients:
+    """Makes clients; they are not started."""
+
+    def __init__(self, options: KafkaBroker) -> None:
+        self._options = options
+        extra = options.client_options
+        common: dict[str, Any] = {
+            "bootstrap_servers": options.addresses,
+            "client_id": options.client_id,
+            "request_timeout_ms": int(options.response_timeout * 1000),
+            "security_protocol": options.security_protocol,
+            "ssl_context": _context(options) if options.security_protocol.endswith("SSL") else None,
+        }
+        if options.sasl_username is not None:
+            common["sasl_mechanism"] = options.sasl_mechanism
+            common["sasl_plain_username"] = options.sasl_username
+            common["sasl_plain_password"] = options.sasl_password
+        common |= {name: value for name, value in extra.items() if name not in _PRODUCER | _CONSUMER}
+        self._common = common
+        self._producing = {name: extra[name] for name in _PRODUCER & extra.keys()}
+        self._consuming = {name: extra[name] for name in _CONSUMER & extra.keys()}
+
+    def admin(self) -> AIOKafkaAdminClient:
+        """For topics and groups."""
+        return AIOKafkaAdminClient(**self._common)
+
+    def producer(self) -> AIOKafkaProducer:
+        """Idempotent, confirmed by all replicas that are in sync."""
+        return AIOKafkaProducer(
+            **self._common, acks="all", enable_idempotence=True, max_request_size=self._options.max_request_size,
+            compression_type=self._options.compression_type, **self._producing,
+        )  # fmt: skip
+
+    def consumer(self, group: str | None = None) -> AIOKafkaConsumer:
+        """Commits nothing by itself. Where a position is gone it goes on with the oldest record there is."""
+        options = self._options
+        return AIOKafkaConsumer(
+            group_id=group, enable_auto_commit=False, auto_offset_reset="earliest",
+            session_timeout_ms=options.session_timeout_ms, heartbeat_interval_ms=options.heartbeat_interval_ms,
+            rebalance_timeout_ms=int(options.rebalance_timeout * 1000), max_poll_interval_ms=_EVER,
+            metadata_max_age_ms=30_000, exclude_internal_topics=False,
+            **({"partition_assignment_strategy": (StickyPartitionAssignor,)} | self._common | self._consuming),
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def running(client: Any, doing: str, within: float) -> AsyncIterator[None]:
+    """Starts a client, and stops it at the end, for a few seconds at most. Raises: AmbError."""
+    try:
+        try:
+            with anyio.fail_after(within):
+                await client.start()
+        except NATIVE as error:
+            raise translate(error, doing) from error
+        yield
+    finally:
+        stop: Callable[[], Awaitable[None]] = getattr(client, "stop", None) or client.close
+        with anyio.move_on_after(_LEAVING, shield=True):
+            try:
+                await stop()
+            except NATIVE:
+                # It is gone either way, and what had to be said was said by whoever used it.
+                pass
+
+
+def _context(options: KafkaBroker) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.ssl_cafile)
+        if options.ssl_certfile:
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    except OSError as error:
+        raise ConfigurationError(f"KafkaBroker: ssl_cafile, ssl_certfile or ssl_keyfile: {error}") from error
+    context.check_hostname = options.ssl_check_hostname
+    return context

@@ -1,0 +1,163 @@
+"""A source without a group: every message from now on, and nothing left behind. Inboxes are such sources."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from amb_core.broker import INBOX_PREFIX, Feed, Incoming, Settlement, Source
+from amb_core.errors import NotFound, Unavailable
+from amb_core.topics import is_pattern
+
+from ._clients import running
+from ._errors import NATIVE, translate
+from ._wire import INBOXES, Entry, read
+
+if TYPE_CHECKING:
+    from ._connection import KafkaConnection
+
+__all__ = ["WAIT", "open_live", "position_of", "to_incoming"]
+
+#: A receive that waits returns after this many seconds.
+WAIT = 1.0
+#: Subscriptions to a topic that exists look after it this often.
+_EXACT = 3.0
+
+
+@asynccontextmanager
+async def open_live(connection: KafkaConnection, source: Source) -> AsyncIterator[Feed]:
+    """See `amb_core.broker.Connection.open`."""
+    options = connection.options
+    consumer = connection.clients.consumer()
+    async with running(consumer, f"subscribe to {source.pattern!r}", options.connect_timeout):
+        feed = LiveFeed(connection, source, consumer)
+        await feed.start()
+        yield feed
+
+
+def position_of(record: ConsumerRecord) -> str:
+    """Where a record is: topic, partition, offset."""
+    return f"{record.topic}:{record.partition}:{record.offset}"
+
+
+def to_incoming(entry: Entry, record: ConsumerRecord, token: object) -> Incoming:
+    """What a record says, as the core takes it."""
+    return Incoming(
+        entry.topic, record.value or b"", entry.headers, token, entry.key, entry.attempt,
+        entry.position or position_of(record), record,
+    )  # fmt: skip
+
+
+class LiveFeed:
+    """`Feed` over the ends of all partitions that may carry the pattern."""
+
+    def __init__(self, connection: KafkaConnection, source: Source, consumer: AIOKafkaConsumer) -> None:
+        self._connection, self._source, self._consumer = connection, source, consumer
+        self._address = source.pattern if source.pattern.startswith(INBOX_PREFIX) else None
+        self._next: dict[TopicPartition, int] = {}
+        self._back: list[Incoming] = []
+        self._open: dict[object, Incoming] = {}
+        self._held: list[tuple[float, int, Incoming]] = []
+        self._serial = 0
+
+    async def start(self) -> None:
+        """Find the ends; what is published from now on is beyond them."""
+        topics, source = self._connection.topics, self._source
+        if self._address is not None:
+            await topics.need_inboxes(INBOXES)
+        elif not is_pattern(source.pattern):
+            await topics.look()
+            await topics.need([self._connection.names.name(source.pattern)])
+        await topics.look()
+        partitions = self._partitions()
+        try:
+            with anyio.fail_after(self._connection.options.response_timeout):
+                ends = await self._consumer.end_offsets(partitions) if partitions else {}
+        except NATIVE as error:
+            raise translate(error, f"subscribe to {source.pattern!r}") from error
+        self._read(ends)
+
+    def _partitions(self) -> list[TopicPartition]:
+        known = self._connection.topics.known
+        if self._address is not None:
+            return [TopicPartition(INBOXES, self._connection.inbox_partition(self._address))]
+        names = self._connection.names.read_by(self._source.pattern, known)
+        return [TopicPartition(name, number) for name in sorted(names) for number in range(known.get(name, 0))]
+
+    def _read(self, positions: dict[TopicPartition, int]) -> None:
+        self._next = positions
+        self._consumer.assign(list(positions))
+        for partition, offset in positions.items():
+            self._consumer.seek(partition, offset)
+
+    async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
+        """See `amb_core.broker.Feed.receive`."""
+        await self._look_around(wait)
+        if not (found := self._due(limit)):
+            await self._fetch(limit, self._pause() if wait else 0.0)
+            found = self._due(limit)
+        for one in found:
+            self._open[one.token] = one
+        return found
+
+    def _due(self, limit: int) -> list[Incoming]:
+        now = time.time()
+        while self._held and self._held[0][0] <= now:
+            self._back.append(heapq.heappop(self._held)[2])
+        found, self._back = self._back[:limit], self._back[limit:]
+        return found
+
+    def _pause(self) -> float:
+        return min(WAIT, max(0.0, self._held[0][0] - time.time())) if self._held else WAIT
+
+    async def _fetch(self, limit: int, pause: float) -> None:
+        if not self._next:
+            await anyio.sleep(pause)
+            return
+        try:
+            batches = await self._consumer.getmany(timeout_ms=int(pause * 1000), max_records=limit)
+        except NATIVE as error:
+            raise translate(error, f"read {self._source.pattern!r}") from error
+        for partition, records in batches.items():
+            for record in records:
+                self._next[partition] = record.offset + 1
+                self._take(record)
+
+    def _take(self, record: ConsumerRecord[Any, Any]) -> None:
+        entry = read(self._connection.names, record.topic, record.key, record.headers)
+        if self._address is not None and entry.topic != self._address:
+            return
+        self._serial += 1
+        incoming = to_incoming(entry, record, self._serial)
+        if entry.due > time.time():
+            heapq.heappush(self._held, (entry.due, self._serial, incoming))
+        else:
+            self._back.append(incoming)
+
+    async def _look_around(self, wait: bool) -> None:
+        """Read new topics and partitions from their beginning; notice that one is gone."""
+        if not wait or self._address is not None:
+            return
+        pattern = self._source.pattern
+        with contextlib.suppress(NotFound):
+            await self._connection.topics.look(
+                self._connection.options.discovery_interval if is_pattern(pattern) else _EXACT
+            )
+        found = self._partitions()
+        if not is_pattern(pattern) and not found:
+            raise Unavailable(f"Kafka's topic for {pattern!r} was deleted")
+        if found and set(found) != self._next.keys():
+            self._read({partition: self._next.get(partition, 0) for partition in found})
+
+    async def settle(self, outcomes: Sequence[Settlement]) -> None:
+        """See `amb_core.broker.Feed.settle`: nobody but this process knows of these deliveries."""
+        for one in outcomes:
+            incoming = self._open.pop(one.token, None)
+            if incoming is not None and one.verdict == "release":
+                self._back.insert(0, incoming)
