@@ -221,6 +221,23 @@ async def test_no_group_goes_on_where_its_link_broke(stored: NatsBroker) -> None
             assert (await _one(feed)).body == b"2"
 
 
+async def test_no_group_goes_on_although_the_server_has_forgotten_it(
+    stored: NatsBroker, native: Client, word: str
+) -> None:
+    """As after an hour in which it took nothing, because it was paused."""
+    async with MessageBus(stored) as bus:
+        seen = Collector()
+        await bus.subscribe("jobs", seen)
+        await bus.publish("jobs", 1)
+        await seen.wait()
+        (consumer,) = await native.jetstream().consumers_info(word)
+        await native.jetstream().delete_consumer(word, consumer.name)
+        await bus.publish("jobs", 2)
+        await bus.publish("jobs", 3)
+        await seen.wait(3)
+    assert seen.data == [1, 2, 3]
+
+
 async def test_a_stream_removed_under_a_live_bus_is_made_again(stored: NatsBroker, native: Client, word: str) -> None:
     async with MessageBus(stored) as bus:
         seen = Collector()

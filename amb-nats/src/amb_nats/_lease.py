@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-__all__ = ["MARGIN", "Lease", "Pulse"]
+__all__ = ["MARGIN", "Lease", "Pulse", "Standing", "recall", "remember"]
 
 #: A lease counts as over a little early: the server's clock began before ours.
 MARGIN = 0.95
@@ -31,6 +31,31 @@ class Lease:
     def attempt(self) -> int:
         """1 for the first."""
         return max(1, self.delivered - self.spared)
+
+
+class Standing:
+    """What a feed whose link broke knew, and the next one of its source goes on from: the pin it had, the leases
+    that handlers still hold, and the last position that it handed over."""
+
+    def __init__(self) -> None:
+        self.pin: str | None = None
+        self.held: set[Lease] = set()
+        self.last = 0
+
+
+_standing: dict[str, Standing] = {}
+
+
+def remember(source: str, standing: Standing) -> None:
+    """Keep it for the next feed of the source. A bus that ends without one leaves it here, so there is a limit."""
+    while len(_standing) >= 1000:
+        del _standing[next(iter(_standing))]
+    _standing[source] = standing
+
+
+def recall(source: str) -> Standing:
+    """What was kept for the source, or a blank one."""
+    return _standing.pop(source, None) or Standing()
 
 
 class Pulse:

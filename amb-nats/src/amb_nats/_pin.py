@@ -3,13 +3,12 @@ message waits until everything before it is accounted for. The server pins the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from amb_core.errors import AccessDenied, NotFound, UnsupportedError
 
-from ._lease import Lease
+from ._lease import Standing
 from ._stream import NANO, Stream
 
 __all__ = ["Pin"]
@@ -20,21 +19,23 @@ _SINCE = (2, 11)
 #: The server gives up on a silent member after so many seconds, or this part of a lease: it is heard from every four
 #: seconds while it has nothing to do, and every half of a lease otherwise.
 _SILENCE, _OF_LEASE = 6.0, 0.75
-#: What feeds whose link broke knew, by source: the next one goes on from there.
-_standing: dict[str, tuple[str | None, set[Lease]]] = {}
 
 
 class Pin:
     """Whether we are the member whose turn it is."""
 
-    def __init__(self, stream: Stream, consumer: str, source: str, lease: float) -> None:
+    def __init__(self, stream: Stream, consumer: str, standing: Standing, lease: float) -> None:
         if stream.version < _SINCE:
             raise UnsupportedError("order per key needs a NATS server 2.11 or newer")
-        self._stream, self._consumer, self._source = stream, consumer, source
+        self._stream, self._consumer, self._standing = stream, consumer, standing
         self._timeout = int(max(_SILENCE, _OF_LEASE * lease) * NANO)
-        self.id, self.held = _standing.pop(source, (None, set[Lease]()))
         #: Everything that is under way in the group is ours.
         self.sure = False
+
+    @property
+    def id(self) -> str | None:
+        """What the server calls the member whose turn it is, if that is us."""
+        return self._standing.pin
 
     @property
     def config(self) -> dict[str, Any]:
@@ -53,11 +54,11 @@ class Pin:
         """A message has come: it is our turn."""
         given = headers.pop(_HEADER, None)
         if given != self.id:
-            self.id, self.sure = given, False
+            self._standing.pin, self.sure = given, False
 
     def lost(self) -> None:
         """It is somebody else's turn."""
-        self.id, self.sure = None, False
+        self._standing.pin, self.sure = None, False
 
     async def check(self, ours: int) -> None:
         """Find out whether others still have something under way; until not, nothing new is handed out to us."""
@@ -69,12 +70,6 @@ class Pin:
         if found["config"].get("max_ack_pending") != wanted:
             config = found["config"] | {"max_ack_pending": wanted}
             await self._stream.make_consumer(self._consumer, config, "keep the order of keys")
-
-    def rest(self, held: Iterable[Lease]) -> None:
-        """The link is gone: remember for the next feed of this source."""
-        while len(_standing) >= 1000:
-            del _standing[next(iter(_standing))]
-        _standing[self._source] = self.id, set(held)
 
     async def leave(self) -> None:
         """Let another member have its turn at once."""

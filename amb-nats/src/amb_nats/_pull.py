@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 
 from ._client import Link, status
 from ._feed import subscribe
-from ._lease import MARGIN, Lease, Pulse
+from ._lease import MARGIN, Lease, Pulse, recall, remember
 from ._notes import Notes
 from ._pin import Pin
 from ._stream import NANO, Stream
@@ -56,7 +56,8 @@ class PullFeed:
         self._box = link.client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: deque[Incoming] = deque()
-        self._held: set[Lease] = set()
+        self._standing = recall(source.id)
+        self._held = self._standing.held
         self._news = Wakeup()
         self._asked = 0
         self._until = 0.0
@@ -74,20 +75,26 @@ class PullFeed:
         (self._subscription,) = await subscribe(self._link, [self._box], "", self._arrived, doing)
         found = await self._stream.consumer(self.consumer)
         if self._source.ordered_by is not None or (found or {}).get("config", {}).get("priority_groups"):
-            self._pin = Pin(self._stream, self.consumer, self._source.id, self._lease)
-            self._held |= self._pin.held
+            self._pin = Pin(self._stream, self.consumer, self._standing, self._lease)
         config = self._config(wanted)
         if found is not None and self._grouped:
             config = found["config"] | {"ack_wait": config["ack_wait"]}
-        elif found is not None:
-            # What was under way when the link broke is delivered again; nobody else would.
-            await self._stream.drop_consumer(self.consumer)
-            after = found["ack_floor"]["stream_seq"] + 1
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after}
+        elif not self._grouped and (after := await self._reached(found)) is not None:
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
         if self._pin is not None:
             config |= self._pin.config
         if found is None or config != found["config"]:
             await self._stream.make_consumer(self.consumer, config, doing)
+
+    async def _reached(self, found: dict[str, Any] | None) -> int | None:
+        """Up to where a source without a group was read, by a feed whose link broke. None: there was none."""
+        if found is not None:
+            # What was under way is delivered again; nobody else would.
+            await self._stream.drop_consumer(self.consumer)
+            return int(found["ack_floor"]["stream_seq"])
+        # The server has forgotten the consumer. If the stream is a new one, so are its positions.
+        last = self._standing.last
+        return last if last and last <= await self._stream.last() else None
 
     def _config(self, wanted: Sequence[str]) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -109,8 +116,8 @@ class PullFeed:
         self._link.watchers.discard(self._news.set)
         if self._pulse is not None:
             self._pulse.stop()
-        if self._pin is not None and (self._broken or self._link.lost is not None):
-            self._pin.rest(self._held)
+        if self._broken or self._link.lost is not None:
+            remember(self._source.id, self._standing)
         if self._link.lost is not None or self._subscription is None:
             return
         await self._link.drain(self._subscription)
@@ -178,6 +185,7 @@ class PullFeed:
                 incoming.attempt = lease.attempt
                 incoming.headers.pop(NOT_BEFORE, None)
                 self._held.add(lease)
+                self._standing.last = max(self._standing.last, int(lease.position))
                 found.append(incoming)
         return found
 

@@ -81,6 +81,11 @@ class Stream:
         found: dict[str, Any] = (await self.ask(f"STREAM.INFO.{self.name}", None, "look for the stream"))["config"]
         return found
 
+    async def last(self) -> int:
+        """The position of the newest message."""
+        state = (await self.ask(f"STREAM.INFO.{self.name}", None, "look for the stream"))["state"]
+        return int(state["last_seq"])
+
     async def _find(self) -> dict[str, Any] | None:
         try:
             return await self.config()
