@@ -134,7 +134,7 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
         self._serial = itertools.count()
         self._broken: BaseException | None = None
         self._joined, self._settled = anyio.Event(), Wakeup()
-        self._reads: set[str] = set()
+        self._reads: set[str] | None = None
         self._paused = False
 
     # --- membership
@@ -156,13 +156,11 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
             raise Unavailable(f"join the group {self._source.group!r}: Kafka gave no partitions in time")
         self._check()
 
-    def _subscribe(self) -> bool:
+    def _subscribe(self) -> None:
         reads = self._connection.names.read_by(self._source.pattern, self._connection.topics.known)
-        if reads == self._reads:
-            return False
-        self._reads = reads
-        self._consumer.subscribe([*sorted(reads), self._retries], listener=self)
-        return True
+        if reads != self._reads:
+            self._reads = reads
+            self._consumer.subscribe([*sorted(reads), self._retries], listener=self)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Let what was begun be finished; what was not begun is somebody else's. The client waits, and goes on with
@@ -291,7 +289,7 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
         wild = is_pattern(self._source.pattern)
         topics = self._connection.topics
         await topics.look(self._connection.options.discovery_interval if wild else _EXACT)
-        if not wild and not self._reads <= topics.known.keys():
+        if not wild and not (self._reads or set()) <= topics.known.keys():
             raise Unavailable(f"Kafka's topic for {self._source.pattern!r} was deleted")
         if self._joined.is_set():
             self._subscribe()

@@ -92,6 +92,9 @@ class LiveFeed:
 
     def _read(self, positions: dict[TopicPartition, int]) -> None:
         self._next = positions
+        if not positions:
+            # The client would turn in circles.
+            return
         self._consumer.assign(list(positions))
         for partition, offset in positions.items():
             self._consumer.seek(partition, offset)
