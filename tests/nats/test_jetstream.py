@@ -288,7 +288,7 @@ async def test_an_ordered_member_that_vanishes_is_followed_in_order(stored: Nats
                     await _one(feed)
         await publisher.send([_message(str(n).encode(), id=str(n), key="k") for n in range(3, 6)])
         async with stored.connect() as connection, connection.open(_source(id="b", ordered_by="key")) as feed:
-            bodies = []
+            bodies = list[bytes]()
             while len(bodies) < 6:
                 incoming = await _one(feed, 20)
                 bodies.append(incoming.body)

@@ -23,8 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats import errors as native
 
-_text = st.text(st.characters(exclude_categories=("Cs",)))
-_words = st.text(st.characters(exclude_categories=("Cs", "Cc", "Z"), exclude_characters=".*#"), min_size=1, max_size=6)
+_text = st.text(st.characters(codec="utf-8"))
+_words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(
+    lambda word: word.isprintable() and not set(word) & set(".*# ")
+)
 _topics = st.lists(_words, min_size=1, max_size=5).map(".".join)
 
 

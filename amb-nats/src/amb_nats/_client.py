@@ -309,14 +309,14 @@ def _seed(given: str | None) -> dict[str, str]:
     if given is None:
         return {}
     try:
-        import nkeys
+        import nkeys  # type: ignore[import-untyped]
     except ImportError:
         raise ConfigurationError(
             "NatsBroker: nkeys_seed needs the package nkeys: pip install 'amb-nats[nkeys]'"
         ) from None
     try:
         seed = given if _SEED.fullmatch(given) else Path(given).read_text().strip()
-        nkeys.from_seed(bytearray(seed.encode())).public_key  # type: ignore[no-untyped-call]  # noqa: B018
+        nkeys.from_seed(bytearray(seed.encode())).public_key  # noqa: B018
     except Exception:  # whatever it says may hold the seed
         raise ConfigurationError("NatsBroker: nkeys_seed is no valid NKey seed, nor a file with one") from None
     return {"nkeys_seed_str": seed}
