@@ -35,7 +35,7 @@ def core() -> Iterator[Rig]:
 
 @contextmanager
 def jetstream() -> Iterator[Rig]:
-    """JetStream, on a server that writes everything to disk."""
+    """JetStream."""
     with servers.alone() as server, servers.secure() as secure:
         broker = NatsBroker(server.url, jetstream=True, lease=LEASE, response_timeout=3.0)
         rig = _rig("nats-jetstream", server, secure, broker, {})

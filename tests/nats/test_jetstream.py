@@ -196,7 +196,10 @@ async def test_without_waiting_an_empty_topic_is_empty_at_once(stored: NatsBroke
         assert await feed.receive(5, wait=False) == []
         assert time.monotonic() - began < 1
         await connection.send([_message()])
-        assert len(await feed.receive(5, wait=False)) == 1
+        with anyio.fail_after(5):
+            # The server confirms before it tells its consumers.
+            while not await feed.receive(5, wait=False):
+                pass
 
 
 async def test_no_group_leaves_nothing_behind(stored: NatsBroker, native: Client, word: str) -> None:

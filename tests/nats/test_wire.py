@@ -22,6 +22,7 @@ from amb_nats._wire import Names, durable, from_headers, message_id, to_headers
 from hypothesis import given
 from hypothesis import strategies as st
 from nats import errors as native
+from nats.aio.client import Client
 
 _text = st.text(st.characters(codec="utf-8"))
 _words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(
@@ -87,14 +88,19 @@ def test_equal_groups_on_different_patterns_are_different_consumers() -> None:
 @given(st.dictionaries(_text, _text, max_size=5), st.none() | _text)
 def test_headers_and_key_come_back_exactly(headers: dict[str, str], key: str | None) -> None:
     headers = {name: value for name, value in headers.items() if not name.startswith("amb-")} | {"amb-id": "1"}
-    wire = to_headers(Outgoing("t", b"", headers, key))
-    assert all(name.isascii() and value.isascii() and "\n" not in value for name, value in wire.items())
-    assert from_headers(wire) == (headers, key)
+    block = to_headers(Outgoing("t", b"", headers, key))
+    assert block.isascii() and block.startswith(b"NATS/1.0\r\n") and block.endswith(b"\r\n\r\n")
+    assert from_headers(_read(block)) == (headers, key)
+
+
+def _read(block: bytes) -> dict[str, str]:
+    """As nats-py reads it."""
+    return Client._parse_header_lines(block.removeprefix(b"NATS/1.0\r\n"))
 
 
 def test_what_a_server_would_obey_stays_a_header() -> None:
     headers = {"amb-id": "1", "Nats-TTL": "1s", "nats-rollup": "all"}
-    wire = to_headers(Outgoing("t", b"", headers))
+    wire = _read(to_headers(Outgoing("t", b"", headers)))
     assert set(wire) == {"amb-id", "amb-headers"}
     assert from_headers(wire) == (headers, None)
 

@@ -119,8 +119,7 @@ def cluster() -> Iterator[NatsCluster]:
 
 
 def _server(folder: Path, port: int, config: Mapping[str, object]) -> Server:
-    # Written at once, so that a killed server keeps what it has confirmed.
-    jetstream = {"store_dir": str(folder / "js"), "sync_interval": "always"}
+    jetstream = {"store_dir": str(folder / "js")}
     file = folder / "nats.conf"
     file.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "jetstream": jetstream, **config}))
     return Server([_program(), "-c", str(file)], folder, lambda: _greets(port))

@@ -63,6 +63,16 @@ class _Client(Client):
             raise native.SecureConnWantedError
         return super()._connect_command()
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # As nats-py does it, in a third of the time.
+        found = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon and (name := name.strip()).isascii() and name.isprintable() and " " not in name:
+                found[name] = value.strip()
+        return found
+
     async def _process_pong(self) -> None:
         # An answer to somebody who has given up must not end the reading of everything else.
         self._pings_outstanding = 0
@@ -78,6 +88,20 @@ class _Client(Client):
     async def ping(self, answer: asyncio.Future[Any]) -> None:
         """Set the result of `answer` when the server has carried out everything before."""
         await self._send_ping(answer)
+
+    async def post(self, subject: str, body: bytes, reply: str = "", headers: bytes = b"") -> None:
+        """Publish, with a block of headers as `_wire` makes it; nats-py's own way looks at each of them again."""
+        if self.is_closed:
+            raise native.ConnectionClosedError
+        if headers:
+            size = len(headers)
+            head = f"HPUB {subject} {reply} {size} {size + len(body)}\r\n".encode()
+            command = b"".join((head, headers, body, b"\r\n"))
+        else:
+            command = b"".join((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n"))
+        await self._send_command(command)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if self._flush_queue is None:
@@ -214,7 +238,7 @@ class Link:
         self.check()
         box, answer = self.expect(subject)
         try:
-            await self.call(doing, self.client.publish(subject, body, box))
+            await self.call(doing, self.client.post(subject, body, box))
             message: Msg = await self.answer(answer, doing)
         finally:
             self.forget(box, answer)

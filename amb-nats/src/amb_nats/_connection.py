@@ -101,7 +101,7 @@ class NatsConnection:
                 asked[i] = box, _ = self._link.expect(name)
             wait = wait or message.confirm or message.mandatory or name not in self._known
             await self._link.call(
-                f"publish to {message.topic!r}", self._link.client.publish(name, message.body, box, headers)
+                f"publish to {message.topic!r}", self._link.client.post(name, message.body, box, headers)
             )
             written[i] = name
         try:

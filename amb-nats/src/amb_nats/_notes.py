@@ -45,7 +45,7 @@ class Notes:
         try:
             for lease, box, _ in asked:
                 spared = str(lease.spared + 1).encode()
-                await self._link.call(doing, self._link.client.publish(self._subject(consumer, lease), spared, box))
+                await self._link.call(doing, self._link.client.post(self._subject(consumer, lease), spared, box))
             for lease, _, answer in asked:
                 reply: Msg = await self._link.answer(answer, doing)
                 if status(reply) is not None:

@@ -260,7 +260,7 @@ class PullFeed:
     async def _request(self, body: bytes) -> None:
         subject = f"{self._stream.api}.CONSUMER.MSG.NEXT.{self._stream.name}.{self.consumer}"
         await self._link.call(
-            f"receive from {self._source.pattern!r}", self._link.client.publish(subject, body, self._box)
+            f"receive from {self._source.pattern!r}", self._link.client.post(subject, body, self._box)
         )
 
     # --- settling
@@ -326,7 +326,7 @@ class PullFeed:
             raise PartialFailure(errors)
 
     async def _answer(self, lease: Lease, what: bytes) -> None:
-        await self._link.call(f"settle on {self._source.pattern!r}", self._link.client.publish(lease.reply, what))
+        await self._link.call(f"settle on {self._source.pattern!r}", self._link.client.post(lease.reply, what))
 
 
 def _verdict(outcome: Settlement) -> bytes:

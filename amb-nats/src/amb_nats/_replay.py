@@ -62,7 +62,7 @@ async def replay(
 
 async def _ask(link: Link, stream: Stream, name: str, box: str, count: int, doing: str) -> None:
     request = msgspec.json.encode({"batch": count, "expires": 4 * NANO})
-    await link.call(doing, link.client.publish(f"{stream.api}.CONSUMER.MSG.NEXT.{stream.name}.{name}", request, box))
+    await link.call(doing, link.client.post(f"{stream.api}.CONSUMER.MSG.NEXT.{stream.name}.{name}", request, box))
 
 
 async def _answers(link: Link, got: list[Msg], news: Wakeup, count: int, doing: str) -> list[Msg]:

@@ -79,20 +79,20 @@ class Store:
     async def _write(
         self, index: int, message: Outgoing, waiting: dict[int, tuple[str, asyncio.Future[Msg]]]
     ) -> AmbError | None:
-        headers = to_headers(message)
+        extra: dict[str, str] = {}
         if (id := message_id(message)) is not None:
-            headers["Nats-Msg-Id"] = id
+            extra["Nats-Msg-Id"] = id
         if message.expires is not None and self._stream.expires:
-            # The core drops what has expired, and counts it; the server only clears away what nobody reads.
-            headers["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time() + _KEPT))}s"
+            extra["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time()))}s"
         if message.not_before is not None:
-            headers[NOT_BEFORE] = repr(message.not_before)
+            extra[NOT_BEFORE] = repr(message.not_before)
+        headers = to_headers(message, extra)
         client = self._link.client
         if (error := too_large(message, headers, client.max_payload)) is not None:
             return error
         name = self._names.subject(message.topic)
         waiting[index] = box, _ = self._link.expect(name)
-        await self._link.call(f"publish to {message.topic!r}", client.publish(name, message.body, box, headers))
+        await self._link.call(f"publish to {message.topic!r}", client.post(name, message.body, box, headers))
         return None
 
     def _refusal(self, message: Outgoing, reply: Msg) -> AmbError | None:

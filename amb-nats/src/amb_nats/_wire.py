@@ -30,7 +30,6 @@ KEY, ODD, NOT_BEFORE = "amb-key", "amb-headers", "amb-not-before"
 #: Headers that make the server do something. AMB sets them itself; a user's of that name travels in `ODD`.
 _SERVER = "nats-"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _ESCAPED = re.compile(r"%(25|3E|24|5F)")
 _decode = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -99,15 +98,25 @@ def _digest(*parts: str) -> str:
     return blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
 
-def to_headers(message: Outgoing) -> dict[str, str]:
-    """The native headers: AMB's and the user's as they are where NATS can carry them, the rest as JSON."""
-    headers = message.headers
-    if message.key is not None:
-        headers = {**headers, KEY: message.key}
-    odd = {k: v for k, v in headers.items() if not (_VALUE.fullmatch(v) and _carried(k))}
-    if not odd:
-        return headers if headers is not message.headers else dict(headers)
-    return {k: v for k, v in headers.items() if k not in odd} | {ODD: json.dumps(odd)}
+def to_headers(message: Outgoing, extra: Mapping[str, str] | None = None) -> bytes:
+    """The block of headers: AMB's and the user's as they are where NATS can carry them, the rest as JSON; `extra`."""
+    lines, odd = ["NATS/1.0\r\n"], dict[str, str]()
+    for name, value in message.headers.items():
+        if value.isascii() and value.isprintable() and value == value.strip() and _carried(name):
+            lines.append(f"{name}: {value}\r\n")
+        else:
+            odd[name] = value
+    if (key := message.key) is not None:
+        if key.isascii() and key.isprintable() and key == key.strip():
+            lines.append(f"{KEY}: {key}\r\n")
+        else:
+            odd[KEY] = key
+    if odd:
+        lines.append(f"{ODD}: {json.dumps(odd)}\r\n")
+    for name, value in (extra or {}).items():
+        lines.append(f"{name}: {value}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode()
 
 
 @lru_cache(maxsize=4096)
@@ -115,9 +124,9 @@ def _carried(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name != ODD and not name.lower().startswith(_SERVER)
 
 
-def too_large(message: Outgoing, headers: Mapping[str, str], limit: int) -> MessageTooLarge | None:
-    """The error, if the message with these native headers has more bytes than the server takes."""
-    size = len(message.body) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 14
+def too_large(message: Outgoing, headers: bytes, limit: int) -> MessageTooLarge | None:
+    """The error, if the message with these headers has more bytes than the server takes."""
+    size = len(message.body) + len(headers)
     if size <= limit:
         return None
     return MessageTooLarge(
