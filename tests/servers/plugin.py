@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from . import kafka, nats, redis
+from . import kafka, nats, rabbitmq, redis
 from .process import MissingServer, in_ci
 
 T = TypeVar("T")
@@ -77,6 +77,18 @@ def kafka_server() -> Iterator[kafka.KafkaServer]:
 def own_kafka_server() -> Iterator[kafka.KafkaServer]:
     """A Kafka that a test may stop, kill and freeze."""
     yield from _provide(kafka.alone())
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
+    """A RabbitMQ node, also with TLS."""
+    yield from _provide(rabbitmq.alone())
+
+
+@pytest.fixture
+def own_rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
+    """A RabbitMQ node that a test may stop, kill and freeze."""
+    yield from _provide(rabbitmq.alone())
 
 
 def _provide(server: AbstractContextManager[T]) -> Iterator[T]:
