@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
+from amb_core.broker import Broker
 from amb_core.testing import Rig
 from amb_kafka import KafkaBroker
 
@@ -38,6 +39,12 @@ def kafka() -> Iterator[Rig]:
             finally:
                 await admin.close()
 
+        async def restricted(namespace: str) -> Broker:
+            await servers.allow(server, f"{namespace}.open")
+            return msgspec.structs.replace(
+                guarded, sasl_username=server.limited_user, sasl_password=server.limited_password
+            )
+
         yield Rig(
             name="kafka",
             make=lambda: broker,
@@ -45,6 +52,7 @@ def kafka() -> Iterator[Rig]:
             impostor=lambda: guarded,
             strict=lambda: msgspec.structs.replace(broker, create_topics=False),
             destroy=destroy,
+            restricted=restricted,
             absent={
                 "proxy": "the servers say themselves where they are, so a proxy is passed by",
                 "capped": "retention is the topic's own setting, and counts bytes and time",

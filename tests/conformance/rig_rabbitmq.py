@@ -58,7 +58,9 @@ async def _restricted(server: servers.RabbitServer, broker: RabbitMQBroker, name
 
 def _destroyer(server: servers.RabbitServer) -> Callable[[str], Awaitable[None]]:
     async def destroy(topic: str) -> None:
-        listed = await anyio.to_thread.run_sync(server.process.ctl, "list_bindings", "source_name", "destination_name", "routing_key")
+        listed = await anyio.to_thread.run_sync(
+            server.process.ctl, "list_bindings", "source_name", "destination_name", "routing_key"
+        )
         async with aiormq.connect(server.url) as connection:
             channel = await connection.channel()
             for line in listed.splitlines():

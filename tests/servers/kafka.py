@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 import trustme
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
 
 from .process import MissingServer, Server, free_ports, program, running
 
@@ -81,6 +83,21 @@ def alone(**properties: str) -> Iterator[KafkaServer]:
         server = Server([*java, "kafka.Kafka", "server.properties"], folder, lambda: answers(ports[0]))
         with running(server):
             yield KafkaServer("127.0.0.1", *ports[:4], str(folder / "ca.pem"), server)
+
+
+async def allow(server: KafkaServer, prefix: str) -> None:
+    """Let the limited user do everything with the topics that begin so, with AMB's own, and with groups."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=server.address)
+    await admin.start()
+    try:
+        topic, group, literal, prefixed, everything, allowed = 2, 3, 3, 4, 2, 3
+        for kind, name, match in ((topic, prefix, prefixed), (topic, "_amb.", prefixed), (group, "*", literal)):
+            await admin._client.send(
+                admin._client.get_random_node(),
+                CreateAclsRequest(kind, name, match, f"User:{LIMITED}", "*", everything, allowed),
+            )
+    finally:
+        await admin.close()
 
 
 def _properties(folder: Path, ports: list[int], more: dict[str, str]) -> str:

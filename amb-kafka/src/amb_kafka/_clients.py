@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from amb_core.errors import ConfigurationError
 
@@ -18,7 +20,7 @@ from ._errors import NATIVE, translate
 if TYPE_CHECKING:
     from .broker import KafkaBroker
 
-__all__ = ["Clients", "running"]
+__all__ = ["Clients", "running", "settled"]
 
 #: A client that cannot reach a server says goodbye no longer than this, seconds.
 _LEAVING = 3.0
@@ -77,6 +79,22 @@ class Clients:
             **({"partition_assignment_strategy": (StickyPartitionAssignor,)} | self._common | self._consuming),
         )  # fmt: skip
 
+    async def why(self) -> Exception | None:
+        """Why no server can be used, or None if one can: the clients log that, and raise something else."""
+        found: Exception | None = None
+        wanted = {"client_id", "request_timeout_ms", "security_protocol", "ssl_context"}
+        options = {name: one for name, one in self._common.items() if name in wanted or name.startswith("sasl_")}
+        for address in self._options.addresses:
+            host, _, port = address.rpartition(":")
+            try:
+                link = await create_conn(host.strip("[]"), int(port), **options)
+            except NATIVE as error:
+                found = found or error
+            else:
+                link.close()
+                return None
+        return found
+
 
 @asynccontextmanager
 async def running(client: Any, doing: str, within: float) -> AsyncIterator[None]:
@@ -107,3 +125,21 @@ def _context(options: KafkaBroker) -> ssl.SSLContext:
         raise ConfigurationError(f"KafkaBroker: ssl_cafile, ssl_certfile or ssl_keyfile: {error}") from error
     context.check_hostname = options.ssl_check_hostname
     return context
+
+
+async def settled(futures: Mapping[int, asyncio.Future[Any]]) -> dict[int, BaseException]:
+    """Wait until the producer knows what became of each record; the errors by index. A wait that is cancelled leaves
+    the records on their way."""
+    if futures:
+        try:
+            await asyncio.wait(futures.values())
+        except asyncio.CancelledError:
+            for future in futures.values():
+                future.add_done_callback(_look_at)
+            raise
+    return {index: error for index, future in futures.items() if (error := future.exception()) is not None}
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

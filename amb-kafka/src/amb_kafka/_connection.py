@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from amb_core.broker import Connection, Feed, Incoming, Outgoing, Source
 from amb_core.errors import AmbError, ConfigurationError, PartialFailure
 
-from ._clients import Clients, running
+from ._clients import Clients, running, settled
 from ._errors import NATIVE, translate
 from ._group import open_group
 from ._live import open_live
@@ -41,6 +41,13 @@ async def connect(options: KafkaBroker) -> AsyncIterator[Connection]:
     clients = Clients(options)
     admin, producer = clients.admin(), clients.producer()
     doing = f"connect to Kafka at {', '.join(options.addresses)}"
+    try:
+        with anyio.fail_after(options.connect_timeout):
+            failure = await clients.why()
+    except TimeoutError as error:
+        failure = error
+    if failure is not None:
+        raise translate(failure, doing) from failure
     async with running(admin, doing, options.connect_timeout), running(producer, doing, options.connect_timeout):
         yield KafkaConnection(options, clients, admin, producer)
 
@@ -73,9 +80,9 @@ class KafkaConnection:
                 )
             except NATIVE as error:
                 errors[index] = translate(error, f"publish to {message.topic!r}")
-        for index, error in (await settled(futures)).items():
+        for index, failure in (await settled(futures)).items():
             self.topics.forget(names[index])
-            errors[index] = translate(error, f"publish to {batch[index].topic!r}", unknown=True)
+            errors[index] = translate(failure, f"publish to {batch[index].topic!r}", unknown=True)
         if errors:
             if len(errors) == len(batch) and len({type(error) for error in errors.values()}) == 1:
                 raise errors[min(errors)]
@@ -125,21 +132,3 @@ class KafkaConnection:
             "cluster": str(cluster.get("cluster_id", "?")),
             "latency": f"{(time.perf_counter() - began) * 1000:.2f} ms",
         }
-
-
-async def settled(futures: Mapping[int, asyncio.Future[Any]]) -> dict[int, BaseException]:
-    """Wait until the producer knows what became of each record; the errors by index. A wait that is cancelled leaves
-    the records on their way."""
-    if futures:
-        try:
-            await asyncio.wait(futures.values())
-        except asyncio.CancelledError:
-            for future in futures.values():
-                future.add_done_callback(_look_at)
-            raise
-    return {index: error for index, future in futures.items() if (error := future.exception()) is not None}
-
-
-def _look_at(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

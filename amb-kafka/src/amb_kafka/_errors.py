@@ -39,7 +39,11 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], type[AmbError], str], ...] = (
     ((native.UnknownTopicOrPartitionError,), NotFound, "create the topic, or allow create_topics"),
     ((native.InvalidTopicError,), ConfigurationError, "give it another name with topics={...}"),
     ((native.InvalidReplicationFactorError,), ConfigurationError, "set replication_factor to the number of servers"),
-    ((native.PolicyViolationError, native.InvalidConfigurationError), ConfigurationError, "the server's policy says no"),
+    (
+        (native.PolicyViolationError, native.InvalidConfigurationError),
+        ConfigurationError,
+        "the server's policy says no",
+    ),
     ((native.UnsupportedVersionError, native.IncompatibleBrokerVersion), ConfigurationError, "use Kafka 3.0 or newer"),
     ((native.CommitFailedError, native.UnknownMemberIdError, native.IllegalGenerationError), LeaseLost, "it moved on"),
     ((native.NotEnoughReplicasError, native.NotEnoughReplicasAfterAppendError), Unavailable, "too few replicas are up"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import logging
@@ -19,7 +20,7 @@ from amb_core.concurrency import Wakeup
 from amb_core.errors import AmbError, LeaseLost, PartialFailure, Unavailable
 from amb_core.topics import is_pattern
 
-from ._clients import running
+from ._clients import running, settled
 from ._errors import NATIVE, translate
 from ._live import WAIT, position_of, to_incoming
 from ._progress import Progress
@@ -82,9 +83,9 @@ async def _found(connection: KafkaConnection, source: Source, group: str, retrie
             with anyio.fail_after(options.response_timeout):
                 earliest = "earliest" in (source.start, options.auto_offset_reset)
                 where = consumer.beginning_offsets if earliest else consumer.end_offsets
-                offsets = await where(partitions) if partitions else {}
                 mark = TopicPartition(retries, 0)
                 consumer.assign([*partitions, mark])
+                offsets = await where(partitions) if partitions else {}
                 await consumer.commit({mark: 0, **offsets})
     except native.CommitFailedError:
         return False
@@ -109,11 +110,12 @@ async def _committed(connection: KafkaConnection, group: str) -> bool:
 class _Place:
     """A token: a record, and the assignment under which it was read."""
 
-    __slots__ = ("copied", "epoch", "partition", "record")
+    __slots__ = ("copy", "epoch", "partition", "record")
 
     def __init__(self, partition: TopicPartition, record: ConsumerRecord[Any, Any], epoch: int) -> None:
         self.partition, self.record, self.epoch = partition, record, epoch
-        self.copied = False
+        #: The later copy on its way: whoever is told to settle again waits for that one.
+        self.copy: asyncio.Future[Any] | None = None
 
 
 class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client calls no other listeners
@@ -123,7 +125,7 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
         self, connection: KafkaConnection, source: Source, consumer: AIOKafkaConsumer, group: str, retries: str
     ) -> None:
         self._connection, self._source, self._consumer = connection, source, consumer
-        self._group, self._retries = group, retries
+        self._group, self._retries, self._wild = group, retries, is_pattern(source.pattern)
         self._epoch = 0
         self._assignment: Any = None
         self._progress: dict[TopicPartition, Progress] = {}
@@ -229,7 +231,8 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
         return found
 
     def _pause(self) -> float:
-        return min(WAIT, max(0.0, self._later[0][0] - time.time())) if self._later else WAIT
+        longest = min(WAIT, self._connection.options.discovery_interval) if self._wild else WAIT
+        return min(longest, max(0.0, self._later[0][0] - time.time())) if self._later else longest
 
     async def _fetch(self, limit: int, pause: float) -> None:
         self._throttle()
@@ -259,8 +262,8 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
 
     def _take(self, partition: TopicPartition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
         progress, now = self._progress.get(partition), time.time()
-        for record in records if progress is not None else ():
-            if not progress.take(record.offset):
+        for record in records:
+            if progress is None or not progress.take(record.offset):
                 continue
             entry = read(self._connection.names, record.topic, record.key, record.headers)
             incoming = to_incoming(entry, record, _Place(partition, record, self._epoch))
@@ -272,24 +275,25 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
     async def _put_off(self) -> None:
         """Move what is due much later out of its topic, so that it does not hold back the commit."""
         soon = time.time() + _SOON
-        far = [one for one in self._later if one[0] > soon and one[2].token.partition.topic != self._retries]  # type: ignore[attr-defined]
+        far = [
+            (due, serial, one, one.token) for due, serial, one in self._later
+            if due > soon and isinstance(one.token, _Place) and one.token.partition.topic != self._retries
+        ]  # fmt: skip
         if not far:
             return
         with anyio.CancelScope(shield=True):
-            outcomes = [Settlement(one.token, "retry", due - time.time(), one.attempt - 1) for due, _, one in far]
-            for _, _, one in far:
-                self._open[one.token] = one  # type: ignore[index]
-            gone = {serial for _, serial, _ in far}
+            outcomes = [Settlement(place, "retry", due - time.time(), one.attempt - 1) for due, _, one, place in far]
+            self._open |= {place: one for _, _, one, place in far}
+            gone = {serial for _, serial, _, _ in far}
             self._later = [one for one in self._later if one[1] not in gone]
             heapq.heapify(self._later)
             await self._settle(outcomes)
 
     async def _look_around(self) -> None:
         """Join the topics that are new; notice that one is gone."""
-        wild = is_pattern(self._source.pattern)
         topics = self._connection.topics
-        await topics.look(self._connection.options.discovery_interval if wild else _EXACT)
-        if not wild and not (self._reads or set()) <= topics.known.keys():
+        await topics.look(self._connection.options.discovery_interval if self._wild else _EXACT)
+        if not self._wild and not (self._reads or set()) <= topics.known.keys():
             raise Unavailable(f"Kafka's topic for {self._source.pattern!r} was deleted")
         if self._joined.is_set():
             self._subscribe()
@@ -328,33 +332,28 @@ class GroupFeed(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
 
     async def _copy(self, outcomes: dict[int, Settlement]) -> dict[int, Exception]:
         """Store the later copies in the group's retry topic."""
-        from ._connection import settled
-
-        futures, producer = {}, self._connection.producer
+        futures: dict[int, asyncio.Future[Any]] = {}
         for index, one in outcomes.items():
-            place = one.token
-            assert isinstance(place, _Place)
-            if place.copied:
-                continue
-            incoming = self._open[place]
-            tier = sum(one.delay > limit for limit in TIERS)
-            headers = later(
-                place.record.headers, incoming.topic, time.time() + one.delay, one.attempt + 1,
-                incoming.position or position_of(place.record),
-            )  # fmt: skip
+            assert isinstance(one.token, _Place)
             try:
-                futures[index] = await producer.send(
-                    self._retries, place.record.value or b"", key=place.record.key, partition=tier, headers=headers
-                )
+                futures[index] = await self._copied(one.token, one)
             except NATIVE as error:
-                return {i: translate(error, f"retry {self._source.pattern!r}") for i in outcomes if i not in futures}
+                failure = translate(error, f"retry {self._source.pattern!r}")
+                return {i: failure for i in outcomes}
+        # Whether a copy was stored is not known where one failed: one too many is better than none.
         failed = await settled(futures)
-        for index in futures.keys() - failed.keys():
-            place = outcomes[index].token
-            assert isinstance(place, _Place)
-            place.copied = True
-        # Whether a copy was stored is not known then: one more copy is better than none.
         return {index: translate(error, f"retry {self._source.pattern!r}") for index, error in failed.items()}
+
+    async def _copied(self, place: _Place, one: Settlement) -> asyncio.Future[Any]:
+        if place.copy is None or (place.copy.done() and place.copy.exception() is not None):
+            incoming, record = self._open[place], place.record
+            position = incoming.position or position_of(record)
+            headers = later(record.headers, incoming.topic, time.time() + one.delay, one.attempt + 1, position)
+            place.copy = await self._connection.producer.send(
+                self._retries, record.value or b"", key=record.key, headers=headers,
+                partition=sum(one.delay > limit for limit in TIERS),
+            )  # fmt: skip
+        return place.copy
 
     async def _commit(self, places: Iterable[_Place]) -> AmbError | None:
         """Commit how far each partition is. The client's own `commit` refuses this while partitions are dealt out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from amb_core.broker import INBOX_PREFIX, Feed, Incoming, Settlement, Source
-from amb_core.errors import NotFound, Unavailable
+from amb_core.errors import Unavailable
 from amb_core.topics import is_pattern
 
 from ._clients import running
@@ -59,6 +58,7 @@ class LiveFeed:
 
     def __init__(self, connection: KafkaConnection, source: Source, consumer: AIOKafkaConsumer) -> None:
         self._connection, self._source, self._consumer = connection, source, consumer
+        self._wild = is_pattern(source.pattern)
         self._address = source.pattern if source.pattern.startswith(INBOX_PREFIX) else None
         self._next: dict[TopicPartition, int] = {}
         self._back: list[Incoming] = []
@@ -71,13 +71,17 @@ class LiveFeed:
         topics, source = self._connection.topics, self._source
         if self._address is not None:
             await topics.need_inboxes(INBOXES)
-        elif not is_pattern(source.pattern):
+        elif not self._wild:
             await topics.look()
             await topics.need([self._connection.names.name(source.pattern)])
         await topics.look()
         partitions = self._partitions()
         try:
             with anyio.fail_after(self._connection.options.response_timeout):
+                if partitions:
+                    # Else the client learns of one unknown topic at a time.
+                    self._consumer.assign(partitions)
+                    self._consumer.pause(*partitions)
                 ends = await self._consumer.end_offsets(partitions) if partitions else {}
         except NATIVE as error:
             raise translate(error, f"subscribe to {source.pattern!r}") from error
@@ -117,7 +121,8 @@ class LiveFeed:
         return found
 
     def _pause(self) -> float:
-        return min(WAIT, max(0.0, self._held[0][0] - time.time())) if self._held else WAIT
+        longest = min(WAIT, self._connection.options.discovery_interval) if self._wild else WAIT
+        return min(longest, max(0.0, self._held[0][0] - time.time())) if self._held else longest
 
     async def _fetch(self, limit: int, pause: float) -> None:
         if not self._next:
@@ -147,14 +152,10 @@ class LiveFeed:
         """Read new topics and partitions from their beginning; notice that one is gone."""
         if not wait or self._address is not None:
             return
-        pattern = self._source.pattern
-        with contextlib.suppress(NotFound):
-            await self._connection.topics.look(
-                self._connection.options.discovery_interval if is_pattern(pattern) else _EXACT
-            )
+        await self._connection.topics.look(self._connection.options.discovery_interval if self._wild else _EXACT)
         found = self._partitions()
-        if not is_pattern(pattern) and not found:
-            raise Unavailable(f"Kafka's topic for {pattern!r} was deleted")
+        if not self._wild and not found:
+            raise Unavailable(f"Kafka's topic for {self._source.pattern!r} was deleted")
         if found and set(found) != self._next.keys():
             self._read({partition: self._next.get(partition, 0) for partition in found})
 

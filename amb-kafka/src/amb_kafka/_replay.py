@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["replay"]
 
 _BATCH = 500
-#: Order: time, topic, partition, offset.
-_Rank = tuple[float, str, int, int]
+#: Order: nanoseconds, topic, partition, offset.
+_Rank = tuple[int, str, int, int]
 
 
 async def replay(
@@ -43,7 +43,7 @@ async def replay(
             runs = await _Runs(connection, consumer, partitions).begin(since)
             while (one := await runs.next()) is not None:
                 (time, *_), record = one
-                if until is not None and time > until:
+                if until is not None and time / 1e9 > until:
                     continue
                 entry = read(connection.names, record.topic, record.key, record.headers)
                 if matches(entry.topic):
@@ -71,16 +71,17 @@ class _Runs:
         consumer, partitions = self._consumer, self._partitions
         if not partitions:
             return self
+        # Before anything is asked, else the client learns of one unknown topic at a time.
+        consumer.assign(partitions)
         self._ends = await consumer.end_offsets(partitions)
         starts = await consumer.beginning_offsets(partitions)
-        consumer.assign(partitions)
-        moment = since if isinstance(since, int | float) else None
+        moment = None if isinstance(since, str) else since
+        self._from = moment
         if isinstance(since, str):
             self._after = await self._rank_at(since, starts)
-            moment = self._after[0]
+            moment = self._after[0] / 1e9
         if moment is not None:
-            # A record's own time is in whole milliseconds; the exact one is compared below.
-            self._from = None if isinstance(since, str) else float(moment)
+            # A record's own time is in whole milliseconds, and when it was sent; the exact one is compared below.
             times = dict.fromkeys(partitions, max(0, int(moment * 1000) - 1000))
             for partition, found in (await consumer.offsets_for_times(times)).items():
                 starts[partition] = self._ends[partition] if found is None else found.offset
@@ -104,7 +105,9 @@ class _Runs:
         self._consumer.seek(partition, at)
         with anyio.fail_after(self._connection.options.response_timeout):
             while True:
-                for record in (await self._consumer.getmany(partition, timeout_ms=1000, max_records=1)).get(partition, []):
+                for record in (await self._consumer.getmany(partition, timeout_ms=1000, max_records=1)).get(
+                    partition, []
+                ):
                     return _rank(record)
 
     async def next(self) -> tuple[_Rank, ConsumerRecord[Any, Any]] | None:
@@ -117,7 +120,7 @@ class _Runs:
                 return None
             rank, record = heapq.heappop(self._heap)
             self._buffered[TopicPartition(record.topic, record.partition)] -= 1
-            if (self._after is None or rank > self._after) and (self._from is None or rank[0] >= self._from):
+            if (self._after is None or rank > self._after) and (self._from is None or rank[0] / 1e9 >= self._from):
                 return rank, record
 
     async def _fetch(self) -> None:
@@ -146,7 +149,7 @@ def _rank(record: ConsumerRecord[Any, Any]) -> _Rank:
     for name, value in record.headers:
         if name == "amb-time":
             try:
-                return float(value), record.topic, record.partition, record.offset
+                return int(value), record.topic, record.partition, record.offset
             except ValueError:
                 break
-    return record.timestamp / 1000, record.topic, record.partition, record.offset
+    return record.timestamp * 1_000_000, record.topic, record.partition, record.offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ __all__ = ["KafkaBroker"]
 #: What is left for headers, key and Kafka's own framing below `max_request_size`.
 _OVERHEAD = 64 * 1024
 _SCHEME = "kafka://"
+_ADDRESS = re.compile(r"([^\s/@:\[\]]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 
 #: What AMB sets for aiokafka, because its own bookkeeping depends on it.
 _OURS = {
@@ -95,7 +97,7 @@ class KafkaBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         validate(self)
-        if bad := [one for one in self.addresses if not one or "/" in one or "@" in one or any(map(str.isspace, one))]:
+        if bad := [one for one in self.addresses if not _ADDRESS.fullmatch(one)]:
             _refuse(f"bootstrap_servers are host:port, such as 'localhost:9092', not {bad[0].rpartition('@')[2]!r}")
         if not self.enable_auto_commit:
             _refuse(
@@ -125,7 +127,9 @@ class KafkaBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             except ValueError as error:
                 raise ConfigurationError(f"KafkaBroker: topics: {error}") from error
             if not is_name(name):
-                _refuse(f"topics: {name!r} is no name for a Kafka topic: letters, digits, '.', '_' and '-', at most 249")
+                _refuse(
+                    f"topics: {name!r} is no name for a Kafka topic: letters, digits, '.', '_' and '-', at most 249"
+                )
 
     def __repr__(self) -> str:
         return masked_repr(self)

@@ -33,7 +33,13 @@ class QueueFeed:
     """`Feed` on RabbitMQ. The server pushes, but never more than the core has said that it will hold."""
 
     def __init__(
-        self, options: RabbitMQBroker, link: Link, topology: Topology, publisher: Publisher, names: Names, source: Source
+        self,
+        options: RabbitMQBroker,
+        link: Link,
+        topology: Topology,
+        publisher: Publisher,
+        names: Names,
+        source: Source,
     ) -> None:
         self._options, self._link, self._topology, self._names = options, link, topology, names
         self._publisher, self._source = publisher, source
@@ -118,9 +124,7 @@ class QueueFeed:
         for i, outcome in enumerate(outcomes):
             if (message := self._find(outcome, errors, i)) is not None:
                 known[i] = message
-        copies = {
-            i: self._copy(message, outcomes[i]) for i, message in known.items() if outcomes[i].verdict == "retry"
-        }
+        copies = {i: self._copy(message, outcomes[i]) for i, message in known.items() if outcomes[i].verdict == "retry"}
         # What is done does not wait for what has to be stored: that may take as long as publishing does.
         rest = [i for i in known if i not in copies]
         await self._answer(outcomes, known, rest, errors)

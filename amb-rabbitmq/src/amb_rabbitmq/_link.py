@@ -69,9 +69,7 @@ class Link:
         self.check()
         taken = self.native.channels
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
-        return await self.call(
-            doing, self.native.channel(number, publisher_confirms=confirms, frame_buffer_size=0)
-        )
+        return await self.call(doing, self.native.channel(number, publisher_confirms=confirms, frame_buffer_size=0))
 
     async def call(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
         """The server's answer. Raises: AmbError; ConnectionLost if there is none in time."""
@@ -121,7 +119,9 @@ class Link:
             await self._hang_up()
 
     async def _hang_up(self) -> None:
-        tasks = [t for t in (getattr(self.native, "_reader_task", None), getattr(self.native, "_writer_task", None)) if t]
+        tasks = [
+            t for t in (getattr(self.native, "_reader_task", None), getattr(self.native, "_writer_task", None)) if t
+        ]
         for task in tasks:
             task.cancel()
         with anyio.move_on_after(_CLOSING, shield=True):

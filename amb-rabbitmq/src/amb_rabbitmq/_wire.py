@@ -132,9 +132,7 @@ def again(message: DeliveredMessage, attempt: int) -> Basic.Properties:
     """The properties of a copy of a delivery, for the attempt after `attempt`."""
     old = message.header.properties
     headers = {
-        name: value
-        for name, value in (old.headers or {}).items()
-        if not name.startswith("x-") and name not in _SERVERS
+        name: value for name, value in (old.headers or {}).items() if not name.startswith("x-") and name not in _SERVERS
     }
     ours = _ours(old.headers)
     headers[OURS] = ours | {TOPIC: _topic(message, ours), ATTEMPT: attempt + 1}

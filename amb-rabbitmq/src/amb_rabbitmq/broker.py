@@ -64,7 +64,9 @@ class RabbitMQBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         validate(self)
         parts = urlsplit(self.url)
         if parts.scheme not in ("amqp", "amqps") or not parts.netloc:
-            raise ConfigurationError("RabbitMQBroker: url must look like amqp://user:password@host:5672/vhost or amqps://…")
+            raise ConfigurationError(
+                "RabbitMQBroker: url must look like amqp://user:password@host:5672/vhost or amqps://…"
+            )
         try:
             _ = parts.port
         except ValueError as error:
