@@ -39,7 +39,6 @@ async def connect(options: KafkaBroker) -> AsyncIterator[Connection]:
             "KafkaBroker runs on asyncio only (uvloop included): run the program with it, or use the memory broker"
         ) from None
     clients = Clients(options)
-    admin, producer = clients.admin(), clients.producer()
     doing = f"connect to Kafka at {', '.join(options.addresses)}"
     try:
         with anyio.fail_after(options.connect_timeout):
@@ -48,8 +47,11 @@ async def connect(options: KafkaBroker) -> AsyncIterator[Connection]:
         failure = error
     if failure is not None:
         raise translate(failure, doing) from failure
-    async with running(admin, doing, options.connect_timeout), running(producer, doing, options.connect_timeout):
-        yield KafkaConnection(options, clients, admin, producer)
+    admin = clients.admin()
+    async with running(admin, doing, options.connect_timeout):
+        producer = clients.producer()
+        async with running(producer, doing, options.connect_timeout):
+            yield KafkaConnection(options, clients, admin, producer)
 
 
 class KafkaConnection:
