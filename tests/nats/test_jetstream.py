@@ -85,7 +85,7 @@ async def test_what_has_expired_leaves_the_stream(stored: NatsBroker, native: Cl
         await bus.publish("jobs", 2)
         stream = native.jetstream()
         assert (await stream.stream_info(word)).state.messages == 2
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while (await stream.stream_info(word)).state.messages == 2:
                 await anyio.sleep(0.1)
 

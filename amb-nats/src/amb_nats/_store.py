@@ -22,6 +22,9 @@ __all__ = ["Store"]
 #: Seconds for which the server keeps a message that has expired.
 _KEPT = 5.0
 
+#: Seconds that the server keeps what has expired, so that a consumer that is there counts it or makes a dead letter.
+_GRACE = 5
+
 
 class _Ack(msgspec.Struct):
     stream: str = ""
@@ -83,7 +86,7 @@ class Store:
         if (id := message_id(message)) is not None:
             extra["Nats-Msg-Id"] = id
         if message.expires is not None and self._stream.expires:
-            extra["Nats-TTL"] = f"{max(1, math.ceil(message.expires - time.time()))}s"
+            extra["Nats-TTL"] = f"{max(0, math.ceil(message.expires - time.time())) + _GRACE}s"
         if message.not_before is not None:
             extra[NOT_BEFORE] = repr(message.not_before)
         headers = to_headers(message, extra)
