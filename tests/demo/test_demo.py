@@ -144,7 +144,7 @@ def test_it_can_be_ended_any_time_and_leaves_no_process(
     ) as running:
         running.until("agents (together|in 6 processes)")
         if where == "redis":
-            running.until(r"\d+ announced")
+            running.until(r"[1-9]\d* announced")  # then everybody has answered the roll call
             assert len(marked(mark)) >= 6
         code, seconds = running.end(how)
         assert code == ExitCode.INTERRUPTED, running.said
@@ -158,7 +158,7 @@ def test_a_process_that_dies_ends_the_demo_with_one_line(redis: dict[str, str], 
     mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
     env = redis | dict([mark.split("=")])
     with started("demo", "--input", str(tmp_path), "--limit", "3000", log=tmp_path.parent / "log", env=env) as running:
-        running.until(r"\d+ announced")
+        running.until(r"[1-9]\d* announced")  # then everybody has answered the roll call
         victim = next(pid for pid in marked(mark) if b"reviewer" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(victim, signal.SIGKILL)
         assert running.process.wait(20) == ExitCode.FAILED

@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Where the pages say that Redis and NATS are.
+#: Where the pages say that Redis is.
 THEIR_REDIS = "redis://localhost:6379/0"
-THEIR_NATS = "nats://localhost:4222"
 _OPEN = re.compile(r"^(?P<fence>`{3,})(?P<language>\S*)(?:[ \t]+title=\"(?P<title>[^\"]+)\")?[ \t]*$")
 
 

@@ -2,7 +2,7 @@
 
 Python blocks share one name space and one event loop, and may await. A block with a title is saved under that
 name. Console blocks run command by command; one that ends in ``&`` goes on until the block ends. Where a page says
-``redis://localhost:6379/0`` or ``nats://localhost:4222``, the server in AMB_REDIS_URL or AMB_NATS_URL is meant.
+``redis://localhost:6379/0``, the server in AMB_REDIS_URL is meant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import anyio
 import anyio.abc
 import msgspec
 
-from ._page import THEIR_NATS, THEIR_REDIS, Block, Step, blocks, matches, steps
+from ._page import THEIR_REDIS, Block, Step, blocks, matches, steps
 
 _WITHIN = 30.0
 
@@ -113,10 +113,8 @@ async def _end(process: anyio.abc.Process) -> None:
 
 def _here(block: Block) -> Block:
     """The block with the server of this test where a reader has one of their own."""
-    text = block.text
-    for variable, theirs in (("AMB_REDIS_URL", THEIR_REDIS), ("AMB_NATS_URL", THEIR_NATS)):
-        text = text.replace(theirs, os.environ.get(variable, theirs))
-    return msgspec.structs.replace(block, text=text)
+    server = os.environ.get("AMB_REDIS_URL", THEIR_REDIS)
+    return msgspec.structs.replace(block, text=block.text.replace(THEIR_REDIS, server))
 
 
 def _plain(text: str) -> str:

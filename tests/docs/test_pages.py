@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ._page import ROOT, THEIR_NATS, THEIR_REDIS, blocks, pages
+from ._page import ROOT, THEIR_REDIS, blocks, pages
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -26,8 +26,6 @@ def test_a_page_does_what_it_says(name: str, tmp_path: Path, request: pytest.Fix
     environment["PYTHONPATH"] = str(ROOT)
     if re.search(rf"AMB_REDIS_URL|{THEIR_REDIS}", page.read_text()):
         environment["AMB_REDIS_URL"] = request.getfixturevalue("redis_server").url
-    if THEIR_NATS in page.read_text():
-        environment["AMB_NATS_URL"] = request.getfixturevalue("nats_server").url
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.docs._session", str(page)],
         cwd=tmp_path,

@@ -127,11 +127,10 @@ def test_the_core_alone_brings_no_client_library(core_only: Environment) -> None
     ("extra", "brings"),
     [
         ("redis", {"amb-redis", "redis"}),
-        ("nats", {"amb-nats", "nats-py"}),
-        ("all-brokers", {"amb-nats", "amb-redis", "redis"}),
+        ("all-brokers", {"amb-redis", "redis"}),
         ("msgpack", set[str]()),
         ("testing", {"pytest", "hypothesis", "trio", "uvloop"}),
-        ("all", {"amb-nats", "amb-redis", "redis", "pytest", "hypothesis", "trio", "uvloop"}),
+        ("all", {"amb-redis", "redis", "pytest", "hypothesis", "trio", "uvloop"}),
     ],
 )
 def test_an_extra_brings_what_it_says(
@@ -144,4 +143,4 @@ def test_an_extra_brings_what_it_says(
 
 def test_every_extra_is_tested(dists: Path) -> None:
     stated = set(headers(wheel_of(FOLDERS[0], dists))["Provides-Extra"])
-    assert stated == {"redis", "nats", "all-brokers", "msgpack", "testing", "all"}
+    assert stated == {"redis", "all-brokers", "msgpack", "testing", "all"}

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from . import kafka, nats, rabbitmq, redis
+from . import redis
 from .process import MissingServer, in_ci
 
 T = TypeVar("T")
@@ -47,48 +47,6 @@ def redis_sentinel() -> Iterator[redis.RedisSentinel]:
 def redis_cluster() -> Iterator[redis.RedisCluster]:
     """A Redis Cluster of three masters."""
     yield from _provide(redis.cluster())
-
-
-@pytest.fixture(scope="session")
-def nats_server() -> Iterator[nats.NatsServer]:
-    """A NATS server with JetStream."""
-    yield from _provide(nats.alone())
-
-
-@pytest.fixture(scope="session")
-def secure_nats() -> Iterator[nats.SecureNats]:
-    """A NATS server with TLS and users, that wants a certificate too."""
-    yield from _provide(nats.secure(verify=True))
-
-
-@pytest.fixture
-def own_nats_server() -> Iterator[nats.NatsServer]:
-    """A NATS server that a test may stop, kill and freeze."""
-    yield from _provide(nats.alone())
-
-
-@pytest.fixture(scope="session")
-def kafka_server() -> Iterator[kafka.KafkaServer]:
-    """A Kafka with a listener for each way of connecting."""
-    yield from _provide(kafka.alone())
-
-
-@pytest.fixture
-def own_kafka_server() -> Iterator[kafka.KafkaServer]:
-    """A Kafka that a test may stop, kill and freeze."""
-    yield from _provide(kafka.alone())
-
-
-@pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
-    """A RabbitMQ node, also with TLS."""
-    yield from _provide(rabbitmq.alone())
-
-
-@pytest.fixture
-def own_rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
-    """A RabbitMQ node that a test may stop, kill and freeze."""
-    yield from _provide(rabbitmq.alone())
 
 
 def _provide(server: AbstractContextManager[T]) -> Iterator[T]:

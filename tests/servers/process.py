@@ -78,8 +78,6 @@ class Server:
         """Suspend it: its connections stay open and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
-        # Its threads stop one after the other: until the last has, one of them may still answer.
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let it go on."""
