@@ -144,8 +144,8 @@ def test_it_can_be_ended_any_time_and_leaves_no_process(
     ) as running:
         running.until("agents (together|in 6 processes)")
         if where == "redis":
-            running.until(r"[1-9]\d* announced")  # then everybody has answered the roll call
-            assert len(marked(mark)) >= 6
+            running.until(r"[1-9]\d* announced")
+            assert len(marked(mark)) >= 5, "all but the reader, who may have read everything by now"
         code, seconds = running.end(how)
         assert code == ExitCode.INTERRUPTED, running.said
         assert seconds < 2.5
