@@ -27,6 +27,7 @@ from .errors import (
     ConfigurationError,
     DecodeError,
     EncodeError,
+    IncompatibleSchema,
     LeaseLost,
     MessageTooLarge,
     NoResponders,
@@ -41,15 +42,23 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .memory import InMemoryBroker as InMemoryBroker
+    from .observability.tracing import get_tracer as get_tracer
+    from .observability.tracing import initialize_tracing as initialize_tracing
+    from .serializers.avro import AvroSerializer as AvroSerializer
     from .serializers.json import JsonSerializer as JsonSerializer
     from .serializers.msgpack import MsgPackSerializer as MsgPackSerializer
+    from .serializers.protobuf import ProtobufSerializer as ProtobufSerializer
 
 __version__ = "1.0.0"
 
 _LAZY = {
+    "AvroSerializer": "amb_core.serializers.avro",
     "InMemoryBroker": "amb_core.memory",
     "JsonSerializer": "amb_core.serializers.json",
     "MsgPackSerializer": "amb_core.serializers.msgpack",
+    "ProtobufSerializer": "amb_core.serializers.protobuf",
+    "get_tracer": "amb_core.observability.tracing",
+    "initialize_tracing": "amb_core.observability.tracing",
 }
 
 
@@ -70,6 +79,7 @@ __all__ = [
     "AlreadySettled",
     "AmbError",
     "AuthenticationError",
+    "AvroSerializer",
     "BackpressureError",
     "BrokerUnavailable",
     "BusClosed",
@@ -84,6 +94,7 @@ __all__ = [
     "EncodeError",
     "Health",
     "InMemoryBroker",
+    "IncompatibleSchema",
     "JsonSerializer",
     "LeaseLost",
     "Message",
@@ -98,6 +109,7 @@ __all__ = [
     "PartialFailure",
     "PluginError",
     "Priority",
+    "ProtobufSerializer",
     "PublishUnknown",
     "RemoteError",
     "Request",
@@ -109,4 +121,6 @@ __all__ = [
     "SubscriptionHealth",
     "Timestamp",
     "UnsupportedError",
+    "get_tracer",
+    "initialize_tracing",
 ]

@@ -14,7 +14,6 @@ INSTALL: dict[str, dict[str, str]] = {
         "sqs": "amb-sqs",
         "azure": "amb-azure",
     },
-    "serializer": {"protobuf": "'amb-core[protobuf]'", "avro": "amb-kafka"},
 }
 
 #: URL schemes of brokers that may not be installed.

@@ -16,6 +16,7 @@ from ._handlers import compile_handler
 from ._held import spare_places
 from ._lease import Renewal
 from ._message import AckMode, Message
+from ._observe import observed
 from ._retry import RetryPolicy, effective_policy, named_policy
 from ._subscription import Settings
 from .broker import Broker, Source
@@ -144,20 +145,21 @@ def assemble(bus: MessageBus, id: str, settings: Settings) -> Consumer:
     )
     if settings.responds:
         handler = bus.requests.answering(handler)
-    wildcard = is_pattern(settings.pattern)
+    if host.observer is not None:
+        handler = observed(handler, host.observer, source)
     consumer.processor = Processor(
         consumer,
         handler,
         bus.codec.decoder(handler.payload_type),
-        matches=compile_pattern(settings.pattern) if wildcard else None,
-        wildcard=wildcard,
+        matches=compile_pattern(settings.pattern),
+        wildcard=is_pattern(settings.pattern),
         filter=settings.filter,
         policy=settings.policy,
         ack_mode=settings.ack_mode,
         max_delay=capabilities.max_delay,
         requests=bus.requests,
     )
-    consumer.settler.undertaker = Undertaker(bus.publisher, bus.dead_letter_queue, handler.name)
+    consumer.settler.undertaker = Undertaker(bus.publisher, bus.dead_letter_queue, handler.name, capabilities)
     if consumer.leased and capabilities.lease is not None and capabilities.extend_lease:
         consumer.renewal = Renewal(consumer, capabilities.lease)
     return consumer

@@ -18,11 +18,17 @@ def amb_register_brokers(register: BrokerRegister) -> None:
 
 @hookimpl
 def amb_register_serializers(register: SerializerRegister) -> None:
-    """JSON and MessagePack."""
+    """JSON, MessagePack, and, with the extras of their names, Protocol Buffers and Avro."""
     register("json", _json, content_types=("application/json", "text/json"))
     register(
         "msgpack", _msgpack, content_types=("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
     )
+    register(
+        "protobuf",
+        _protobuf,
+        content_types=("application/protobuf", "application/x-protobuf", "application/vnd.google.protobuf"),
+    )
+    register("avro", _avro, content_types=("application/avro", "avro/binary", "application/vnd.apache.avro+binary"))
 
 
 def _json() -> Serializer:
@@ -35,6 +41,18 @@ def _msgpack() -> Serializer:
     from .serializers.msgpack import MsgPackSerializer
 
     return MsgPackSerializer()
+
+
+def _protobuf() -> Serializer:
+    from .serializers.protobuf import ProtobufSerializer
+
+    return ProtobufSerializer()
+
+
+def _avro() -> Serializer:
+    from .serializers.avro import AvroSerializer
+
+    return AvroSerializer()
 
 
 @hookimpl

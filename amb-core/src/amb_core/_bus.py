@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import anyio
 import msgspec
@@ -17,21 +17,23 @@ from ._assemble import assemble, check_options, settings_for
 from ._breaker import Breaker, CircuitBreaker
 from ._capabilities import require
 from ._codec import Codec
-from ._config import resolve_broker
+from ._config import resolve_broker, resolve_dead_letters
 from ._deadletter import DeadLetter, DeadLetterBox
 from ._deliver import running_consumer
+from ._elections import Elections
+from ._leaving import answered
 from ._lifecycle import Host, Stats, Supervised
 from ._message import Message, MessagePriority
-from ._publish import Publisher
+from ._publish import Publisher, message_options
 from ._requests import Requests, single
 from ._retry import DeadLetterQueue, RetryPolicy, named_policy
 from ._streams import MessageStream
 from ._subscription import Settings, Subscription, SubscriptionHealth, same_handler
-from .broker import Broker, Capabilities, Outgoing, Replays, ReportsHealth
+from .broker import Broker, Capabilities, Elects, Outgoing, Replays, ReportsHealth
 from .concurrency import bounded_rest
 from .errors import BusClosed, CircuitOpen, NoResponders, PartialFailure, RequestTimeout
 from .serializer import Serializer
-from .topics import compile_pattern, validate_pattern
+from .topics import compile_pattern, validate_pattern, validate_topic
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -89,7 +91,8 @@ class MessageBus:
 
     `broker` is a name ("redis"), a URL or a broker object; without it AMB_BROKER decides, else the memory
     broker. `adapter` is the same argument by another name. `serializer` is a name or an object; without it
-    AMB_SERIALIZER, else JSON. `sender` is put on everything published. Times are seconds: `connect_timeout`
+    AMB_SERIALIZER, else JSON. `sender` is put on everything published. `envelope`: "cloudevents" sends messages as
+    CloudEvents; whoever sends them is understood either way. Times are seconds: `connect_timeout`
     bounds connecting and subscribing, `publish_timeout` how long publishing bridges an outage or
     back-pressure, `drain_timeout` how long disconnecting waits for running handlers.
 
@@ -108,6 +111,7 @@ class MessageBus:
         dead_letter_queue: DeadLetterQueue | str | None = None,
         circuit_breaker: CircuitBreaker | None = None,
         sender: str | None = None,
+        envelope: Literal["amb", "cloudevents"] = "amb",
         connect_timeout: float = 10.0,
         publish_timeout: float = 30.0,
         drain_timeout: float = 30.0,
@@ -117,17 +121,19 @@ class MessageBus:
         self.broker: Broker = resolve_broker(broker if adapter is None else adapter, broker_url)
         self.capabilities: Capabilities = self.broker.capabilities
         self.retry_policy = named_policy(retry_policy)
-        queue = dead_letter_queue or getattr(self.broker, "dead_letter_queue", None)
-        self.dead_letter_queue = DeadLetterQueue(queue) if isinstance(queue, str) else queue
+        self.dead_letter_queue = resolve_dead_letters(dead_letter_queue, self.broker)
         _checks.kind("dead_letter_queue", self.dead_letter_queue, DeadLetterQueue)
         _checks.kind("circuit_breaker", circuit_breaker, CircuitBreaker)
         _checks.seconds("connect_timeout", connect_timeout, zero=False)
         _checks.seconds("publish_timeout", publish_timeout, zero=False)
         _checks.seconds("drain_timeout", drain_timeout)
+        if envelope not in ("amb", "cloudevents"):
+            raise ValueError(f"envelope must be 'amb' or 'cloudevents', not {envelope!r}")
         self.circuit_breaker = circuit_breaker
         self.codec = Codec(serializer)
         self.host = Host(self.broker, connect_timeout=connect_timeout, drain_timeout=drain_timeout)
-        self.publisher = Publisher(self.codec.serializer, self.capabilities, self.host, sender, publish_timeout)
+        self.publisher = Publisher(self.codec.serializer, self.capabilities, self.host, sender, publish_timeout,
+                                   envelope == "cloudevents")  # fmt: skip
         self.requests = Requests(self.publisher, self.capabilities, self.host, self.codec.decoder(Any))
         self.host.services.append(self.publisher.run)
         self.host.prepare = self._prepare
@@ -240,8 +246,8 @@ class MessageBus:
         content may also come as one Message. Options: see `PublishOptions`.
         Raises: ValueError (topic, headers, numbers), EncodeError, MessageTooLarge, UnsupportedError (delay),
         CircuitOpen, BackpressureError, BrokerUnavailable, PublishUnknown, BusClosed."""
-        if options or type(topic_or_message) is not str:
-            outgoing = self._compose(topic_or_message, message, dict(options))
+        if options or type(topic_or_message) is not str or self.publisher.prepares:
+            outgoing = await self._compose(topic_or_message, message, dict(options))
         else:
             outgoing = self.publisher.plain(topic_or_message, message)
         if self.circuit_breaker is not None:
@@ -266,7 +272,7 @@ class MessageBus:
         """Publish several messages in as few steps as the broker allows; returns their ids.
 
         Raises: PartialFailure mapping the index of each that failed to its error; the others went through."""
-        outgoings = [self._compose(message, None, {}) for message in messages]
+        outgoings = [await self._compose(message, None, {}) for message in messages]
         for outgoing in outgoings:
             self._check_breaker(outgoing.topic)
         failed: Mapping[int, Exception] = {}
@@ -279,7 +285,7 @@ class MessageBus:
             raise PartialFailure(failed, [outgoings[index].headers["amb-id"] for index in sorted(failed)])
         return [outgoing.headers["amb-id"] for outgoing in outgoings]
 
-    def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:
+    async def _compose(self, first: str | Message | None, content: Any, options: dict[str, Any]) -> Outgoing:
         unknown = options.keys() - PublishOptions.__optional_keys__
         if unknown:
             raise TypeError(
@@ -295,7 +301,7 @@ class MessageBus:
         if isinstance(first, Message):
             if contents or topic is not None:
                 raise TypeError("a Message brings its own topic and content")
-            options = _message_options(first, options)
+            options = message_options(first, options)
             topic, contents = first.topic, [first.data]
         elif first is not None:
             if topic is not None:
@@ -306,7 +312,11 @@ class MessageBus:
         if options.get("delay"):
             require(self.broker, "delayed publishing", lambda c: c.delay != "none")
         options["confirm"] = options.pop("wait_for_confirmation", False)
-        return self.publisher.compose(topic, contents[0] if contents else None, **options)
+        data = contents[0] if contents else None
+        if self.publisher.prepares:
+            validate_topic(topic)  # before anybody else hears of it
+            data = await self.publisher.prepare(topic, data)
+        return self.publisher.compose(topic, data, **options)
 
     def breaker(self, topic: str) -> Breaker:
         """The bus-wide circuit breaker for a topic or pattern."""
@@ -430,8 +440,9 @@ class MessageBus:
         decode, matches = self.codec.decoder(Any), compile_pattern(topic)
         stored = connection.replay(topic, since, until)
         try:
-            async for incoming in stored:
+            while (incoming := await answered(anext(stored, None))) is not None:
                 if matches(incoming.topic):
+                    self.host.events.read(incoming)
                     yield Message._delivered(incoming, decode(incoming), None)
         finally:
             if isinstance(stored, AsyncGenerator):  # a reader that breaks off ends it here and now
@@ -451,8 +462,8 @@ class MessageBus:
         Raises: RequestTimeout (a TimeoutError) after `timeout` seconds; NoResponders at once where the broker can tell;
         RemoteError when the responder failed; and as `publish`."""
         outgoing = (
-            self._compose(topic, message, dict(options))
-            if options or type(topic) is not str
+            await self._compose(topic, message, dict(options))
+            if options or type(topic) is not str or self.publisher.prepares
             else self.publisher.plain(topic, message)
         )
         return single(await self._ask([outgoing], timeout, 1), [outgoing.topic], timeout)
@@ -471,7 +482,7 @@ class MessageBus:
         than `min_responses` came; ValueError; and as `publish`."""
         if max_responses is not None and max_responses < max(min_responses, 1):
             raise ValueError(f"max_responses ({max_responses}) cannot be below min_responses ({min_responses}) or 1")
-        outgoing = self._compose(topic, message, dict(options))
+        outgoing = await self._compose(topic, message, dict(options))
         try:
             answers = await self._ask([outgoing], timeout, max_responses or _UNBOUNDED)
         except NoResponders:
@@ -488,11 +499,11 @@ class MessageBus:
     async def request_first(
         self, topics: Sequence[str], message: Any = None, timeout: float = 30.0, **options: Unpack[MessageOptions]
     ) -> Message:
-        """Ask on several topics; the first good reply wins, the others are dropped. Raises: the last
+        """Ask on several topics; the first good reply wins, the others are dropped. Raises: the first
         RemoteError if all failed; otherwise as `request`."""
         if isinstance(topics, str) or not topics:
             raise TypeError("request_first takes a list of topics")
-        outgoings = [self._compose(topic, message, dict(options)) for topic in topics]
+        outgoings = [await self._compose(topic, message, dict(options)) for topic in topics]
         return single(await self._ask(outgoings, timeout, len(outgoings), first_good=True), topics, timeout)
 
     async def _ask(self, outgoings: Sequence[Outgoing], timeout: float, wanted: int, first_good: bool = False) -> Any:
@@ -514,30 +525,36 @@ class MessageBus:
 
     async def dead_letters(self, topic: str | None = None, limit: int = 100) -> list[DeadLetter]:
         """The oldest `limit` dead letters of `topic` (default: the bus's own queue); they stay where they are.
+        On a broker without replay, that there are no more is known after up to 5 seconds.
         Raises: UnsupportedError without durable groups, ValueError without a queue."""
-        return await self._box().browse(await self._dlq_connection(), self._dlq_topic(topic), limit)
+        return await (await self._box(topic)).browse(limit)
 
     async def retry_dead_letters(self, ids: Collection[str] | None = None, topic: str | None = None) -> int:
         """Publish dead letters (all, or those with the ids) to their topics again, attempts starting anew, for
         the group that failed only; returns how many. Raises: as `dead_letters`."""
-        return await self._box().redrive(await self._dlq_connection(), self._dlq_topic(topic), ids)
+        return await (await self._box(topic)).redrive(ids)
 
     async def drop_dead_letters(self, ids: Collection[str] | None = None, topic: str | None = None) -> int:
         """Remove dead letters (all, or those with the ids); returns how many. Raises: as `dead_letters`."""
-        return await self._box().drop(await self._dlq_connection(), self._dlq_topic(topic), ids)
+        return await (await self._box(topic)).drop(ids)
 
-    def _box(self) -> DeadLetterBox:
-        return DeadLetterBox(self.publisher, self.codec.decoder(Any))
-
-    def _dlq_topic(self, topic: str | None) -> str:
+    async def _box(self, topic: str | None) -> DeadLetterBox:
         if topic is None and self.dead_letter_queue is None:
             raise ValueError("which dead letters? Give topic=, or the bus a DeadLetterQueue")
-        return topic or self.dead_letter_queue.topic  # type: ignore[union-attr]
-
-    async def _dlq_connection(self) -> Any:
-        require(self.broker, "reading dead letters", lambda c: c.durable_groups and c.replay != "none")
+        require(self.broker, "reading dead letters", lambda c: c.durable_groups and (c.durable or c.replay != "none"))
         await self.host.ensure()
-        return await self.host.connection_up(self.host.connect_timeout)
+        connection = await self.host.connection_up(self.host.connect_timeout)
+        topic, waits = topic or self.dead_letter_queue.topic, self.broker.capabilities.replay == "none"  # type: ignore[union-attr]
+        return DeadLetterBox(self.publisher, self.codec.decoder(Any), connection, topic, waits)
+
+    # --- leading
+
+    async def elections(self) -> Elects:
+        """The broker's means to give a name to one holder at a time; ask anew for each use, connections come and go.
+        Raises: UnsupportedError, BrokerUnavailable, BusClosed."""
+        require(self.broker, "elections", lambda c: c.elections)
+        await self.host.ensure()
+        return Elections(self.host, await self.host.connection_up(self.host.connect_timeout))
 
     # --- watching
 
@@ -563,7 +580,7 @@ class MessageBus:
             answers, begin = False, time.monotonic()
             try:
                 with anyio.move_on_after(_PING_TIMEOUT):
-                    details.update(await connection.ping())
+                    details.update(await answered(connection.ping()))
                     answers = True
             except Exception as error:
                 details["error"] = str(error)
@@ -578,18 +595,6 @@ def _names(what: object, subscription: Subscription) -> bool:
     if isinstance(what, str):
         return str(subscription) == what or (not isinstance(what, Subscription) and subscription.pattern == what)
     return same_handler(subscription, what)
-
-
-def _message_options(message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
-    # NORMAL is also what a Message has that says nothing: then its header ``priority`` counts.
-    silent = message.priority is MessagePriority.NORMAL
-    own = {
-        "id": message.id or None, "headers": message.headers, "priority": None if silent else message.priority,
-        "ttl": message.ttl, "sender": message.sender, "key": message.key, "trace_id": message.trace_id,
-        "correlation_id": message.correlation_id, "reply_to": message.reply_to, "metadata": message.metadata,
-        "timestamp": message.timestamp or None,
-    }  # fmt: skip
-    return own | {name: value for name, value in options.items() if value is not None}
 
 
 AgentMessageBus = MessageBus

@@ -8,9 +8,14 @@ from typing import Any
 
 from ._message import CONTENT_TYPE
 from ._plugins import load_serializer, serializer_for_content_type
-from .broker import Incoming
-from .errors import DecodeError
-from .serializer import Serializer
+from .broker import Framed, Incoming
+from .errors import DecodeError, PluginError
+from .serializer import Described, Schema, Serializer
+
+#: The parameter of a content type that says: the body is framed, and its schema is kept by the broker.
+SCHEMA_ID = "schema-id"
+#: So many schemas have their decoders kept, per subscription.
+_MOST = 256
 
 
 class Codec:
@@ -31,8 +36,11 @@ class Codec:
         DecodeError only. Without a content type (a foreign producer) the bus's own serializer decides."""
         own_type, own = self.serializer.content_type, self.serializer.decoder(type)
         others: dict[str, Callable[[bytes, str], object]] = {}
+        described: dict[Schema, Callable[[bytes], object]] = {}
 
         def decode(incoming: Incoming) -> Any:
+            if incoming.framed is not None and self._is_framed(incoming, incoming.framed):
+                return self._by_schema(incoming.framed, described, type)(incoming.body[incoming.framed.start :])
             content_type = incoming.headers.get(CONTENT_TYPE, own_type)
             if content_type == own_type:
                 return own(incoming.body, own_type)
@@ -44,6 +52,38 @@ class Codec:
 
         return decode
 
+    def _is_framed(self, incoming: Incoming, framed: Framed) -> bool:
+        """Whether the schema decides; else the body may be one of another serializer, and nobody's frame."""
+        return (
+            framed.schema is not None
+            or isinstance(self.serializer, Described)
+            or SCHEMA_ID in incoming.headers.get(CONTENT_TYPE, "")
+        )
+
+    def _by_schema(
+        self, framed: Framed, known: dict[Schema, Callable[[bytes], object]], type: Any
+    ) -> Callable[[bytes], object]:
+        schema = framed.schema
+        if schema is None:
+            raise DecodeError(framed.problem)
+        found = known.get(schema)
+        if found is None:
+            found = self._described(schema.format).decoder_of(schema, type)
+            if len(known) < _MOST:
+                known[schema] = found
+        return found
+
+    def _described(self, format: str) -> Described:
+        own = self.serializer
+        if own.name != format:
+            try:
+                own = load_serializer(format)
+            except PluginError as error:
+                raise DecodeError(f"a schema in the format {format!r} cannot be read: {error}") from error
+        if not isinstance(own, Described):
+            raise DecodeError(f"no installed serializer reads schemas in the format {format!r}")
+        return own
+
 
 def _decoder_for(
     name: str, own_type: str, own: Callable[[bytes, str], object], type: Any
@@ -53,4 +93,7 @@ def _decoder_for(
     serializer = serializer_for_content_type(name)
     if serializer is None:
         raise DecodeError(f"no installed serializer reads the content type {name!r}: install the plugin that does")
-    return serializer.decoder(type)
+    try:
+        return serializer.decoder(type)
+    except TypeError as error:  # the handler's type is one that only its own bus's serializer makes
+        raise DecodeError(f"the content type {name!r} is not what the handler takes: {error}") from error

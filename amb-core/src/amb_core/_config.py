@@ -12,6 +12,7 @@ import msgspec
 from ._advice import SCHEMES, did_you_mean
 from ._plugins import registry
 from ._registry import Entry
+from ._retry import DeadLetterQueue
 from .broker import Broker
 from .config import is_secret, mask_url
 from .errors import ConfigurationError, PluginError
@@ -37,6 +38,16 @@ def resolve_broker(
         return _given(broker, broker_url, options)
     entry, url = _choose(broker, broker_url, environ)
     return build_broker(entry, url, environ, options or {})
+
+
+def resolve_dead_letters(given: DeadLetterQueue | str | None, broker: Broker) -> DeadLetterQueue | None:
+    """Where dead letters go: what the bus was given, else what the broker's options say: the topic
+    (``dead_letter_queue``), and after how many deliveries (``max_receive_count``)."""
+    queue = given or getattr(broker, "dead_letter_queue", None)
+    if not isinstance(queue, str):
+        return queue
+    deliveries = None if given else getattr(broker, "max_receive_count", None)
+    return DeadLetterQueue(queue) if deliveries is None else DeadLetterQueue(queue, max_retries=deliveries - 1)
 
 
 def _given(broker: Broker, broker_url: str | None, options: Mapping[str, object] | None) -> Broker:

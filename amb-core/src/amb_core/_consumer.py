@@ -22,9 +22,10 @@ from ._breaker import Breaker
 from ._deliver import Delivery, Processor, current_consumer
 from ._held import LIMIT, Held, spare_places
 from ._keys import Keys
-from ._message import NORMAL, PRIORITY, priority_of
+from ._leaving import answered, as_failure
+from ._message import ID, NORMAL, PRIORITY, priority_of
 from ._settling import SETTLE_WITHIN, Settler, tell
-from .broker import Capabilities, Feed, KnowsPeers, Source
+from .broker import Backlog, Capabilities, Feed, KnowsPeers, LooksAhead, Source, Withdraws
 from .concurrency import Future, Wakeup, new_future
 from .errors import AmbError
 from .lanes import Lanes
@@ -60,6 +61,10 @@ class Consumer:
         self.delays = capabilities.delay != "none"
         self._keys = None if source.ordered_by is None else Keys()
         self.feed: Feed | None = None
+        #: The feed, if it wants to know what it will be asked for.
+        self.ahead: LooksAhead | None = None
+        #: What the broker said last, if anybody asks it.
+        self.backlog: Backlog | None = None
         self.ended: Future[BaseException | None] | None = None
         self.paused = self.stopping = self.aborted = False
         #: Take what is left, but do not wait for more.
@@ -73,7 +78,7 @@ class Consumer:
         self._lanes: Lanes[Delivery] = Lanes()
         self.held = Held(self)
         self._spare = spare_places(source.group, source.ordered_by, capabilities)
-        self.settler = Settler(self)
+        self.settler = Settler(self, whole=not capabilities.single_process)
         self._dry = False
         self._receiver: anyio.CancelScope | None = None
         self._unbroken = 0
@@ -87,6 +92,7 @@ class Consumer:
     def attach(self, feed: Feed) -> None:
         """Consume from `feed` until `detach`."""
         self.feed, self.ended = feed, new_future()
+        self.ahead = feed if isinstance(feed, LooksAhead) else None
         self.last_receive = time.monotonic()
         if self.settler.pending:
             self.settler.flush_soon()
@@ -118,17 +124,13 @@ class Consumer:
         """A circuit breaker opened or closed, or has a place again: give back what has not started, or go on."""
         if self._allowed():
             self.kick()
-        elif self.by_broker and any(breaker.state == "open" for breaker in self.breakers):
-            self._release_unstarted()
-            self.settler.flush_soon()
+        elif self._is_cut_off():
+            self._stand_back()
 
     def pause(self) -> None:
         """Start nothing more for now; what has not started is left to others."""
         self.paused = True
-        if self._receiver is not None:
-            self._receiver.cancel()
-        if self.leased:
-            self._give_back()
+        self._stand_back()
 
     def resize(self, concurrency: int) -> None:
         """Change how many handlers may run at once."""
@@ -172,7 +174,7 @@ class Consumer:
                     if delivery is None:
                         # Nothing waits here: settle, then receive, or rest until there is something to do.
                         if settler.pending and not settler.flushing and self.feed is not None:
-                            await settler.flush()
+                            await self._settle()
                         elif self._receiver is None and self.feed is not None and (slots := self._slots()) > 0:
                             delivery = await self._receive(self.feed, slots, scope)
                             if scope.cancel_called:  # just as something came
@@ -193,7 +195,7 @@ class Consumer:
                         if self.breakers:
                             self._probed()
                     if settler.pending and not settler.flushing and time.monotonic() >= settler.due:
-                        await settler.flush()
+                        await self._settle()
             finally:
                 self._scopes.discard(scope)
                 self._workers -= 1
@@ -215,11 +217,11 @@ class Consumer:
         self._look_quiet()
         await parking.wait()
 
-    def _slots(self) -> int:
-        """How many deliveries may be received now."""
+    def _slots(self, more: int = 0) -> int:
+        """How many deliveries may be received now, or when so `more` are settled."""
         if self.paused or self._dry or (self.stopping and not self.finishing) or len(self.held) >= LIMIT:
             return 0
-        slots = self.source.max_in_flight - len(self.open)
+        slots = self.source.max_in_flight - len(self.open) + more
         if self._spare:  # what waits here for its next try holds no handler's place
             slots += len(self.held) - self._spare
         for breaker in self.breakers:
@@ -227,6 +229,11 @@ class Consumer:
             if allowance is not None:
                 slots = min(slots, allowance - len(self._ready) - len(self._lanes))
         return slots
+
+    async def _settle(self) -> None:
+        """Tell the feed what is decided; what this worker asks for right after that, it may ask for along with it."""
+        asks = self.ahead is not None and self._receiver is None and not (self.finishing or self.waiting)
+        await self.settler.flush(self._slots(len(self.settler.pending)) if asks else 0)
 
     def _next(self) -> Delivery | None:
         """What is to be handled next of what was received."""
@@ -241,6 +248,10 @@ class Consumer:
                 return delivery
         return None
 
+    def _is_cut_off(self) -> bool:
+        """A circuit breaker is open, and the broker has a place for what waits here."""
+        return self.by_broker and any(breaker.state == "open" for breaker in self.breakers)
+
     def _allowed(self) -> bool:
         return all(breaker.allowance() != 0 for breaker in self.breakers)
 
@@ -248,13 +259,19 @@ class Consumer:
         """Fetch deliveries; the first is returned if nothing else waits, the others go into the lanes."""
         self._receiver = scope
         self._unbroken += 1
+        observer, began = self.host.observer, 0
         try:
             if self._unbroken >= BREATH:
                 # A feed that always has something, such as what a handler hands back at once, need not wait.
                 self._unbroken = 0
                 await anyio.lowlevel.checkpoint()
+            if observer is not None:
+                began = time.time_ns()
             batch = await feed.receive(slots, not self.finishing or _tries_again(feed))
-        except Exception as error:
+        except BaseException as caught:
+            error = as_failure(caught)
+            if not isinstance(error, Exception):
+                raise
             self._receiver = None
             self.feed_failed(feed, error, "receiving from")
             self._dry = self.finishing
@@ -265,6 +282,8 @@ class Consumer:
         if not batch:
             self._dry = self.finishing
             return None
+        if observer is not None:
+            observer.received(self.source, batch, began)
         tick = 0
         if self.renewal is not None:
             self.renewal.arm()
@@ -272,20 +291,24 @@ class Consumer:
         if not self.open and not self.settler.pending:
             self.settler.due = now + SETTLE_WITHIN
         self.host.stats.delivered += len(batch)
+        events = self.host.events
+        mark = events.mark
         for incoming in batch:
+            if mark in incoming.headers or ID not in incoming.headers:
+                events.read(incoming)
             self.open[incoming.token] = delivery = Delivery(incoming, self, tick)
             if PRIORITY in incoming.headers or self._lanes.waiting:
                 self._into_lanes(delivery)
             else:
                 self._ready.append(delivery)
-        if self.stopping or self.paused or self.feed is not feed:
+        if self.stopping or self.paused or self.feed is not feed or self.breakers:
             self._came_late(feed)
         return self._next()
 
     def _came_late(self, feed: Feed) -> None:
         if not self.starts_more:
             self._forget_unstarted()
-        elif self.paused and self.leased:
+        elif (self.paused and self.leased) or self._is_cut_off():
             self._give_back()
         elif self.feed is not feed and self.by_broker:
             self._release_unstarted()
@@ -341,6 +364,11 @@ class Consumer:
         """A handler with manual acknowledgement returned without a verdict: the lease runs from now on."""
         if self.renewal is not None:
             self.renewal.let_go(delivery)
+
+    @property
+    def waiting(self) -> int:
+        """Deliveries that were received and not started."""
+        return len(self._ready) + len(self._lanes)
 
     @property
     def starts_more(self) -> bool:
@@ -404,6 +432,24 @@ class Consumer:
         if self.settler.pending:
             self.settler.flush_soon()
 
+    def _stand_back(self) -> None:
+        """Receive no more for now; others may have what has not started, and what was asked for."""
+        if self._receiver is not None:
+            self._receiver.cancel()
+        if self.leased:
+            self._give_back()
+            if isinstance(self.feed, Withdraws):
+                self.host.start_soon(self._withdraw, self.feed)
+
+    async def _withdraw(self, feed: Feed) -> None:
+        assert isinstance(feed, Withdraws)
+        if not (self.paused or self._is_cut_off()) or self.feed is not feed:
+            return  # it goes on already
+        try:
+            await answered(feed.withdraw())
+        except Exception as error:
+            self.feed_failed(feed, error, "withdrawing from")  # leaving it gives back what it has
+
     def look_again(self) -> None:
         """While finishing: see whether more has come."""
         if self.finishing and self.feed is not None:
@@ -438,6 +484,7 @@ class Consumer:
         if self.aborted:
             return 0
         self.aborted = True
+        self.settler.hurry()
         for scope in list(self._scopes):
             scope.cancel()
         left = 0 if self.leased else len(self.held) + len(self._lanes) + len(self._ready)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from ._message import DEAD_TOPIC, EXPIRES, FOR_GROUP, INBOX, DeadInfo, priority_of, read_dead, read_envelope
 from ._retry import DeadLetterQueue
 from ._texts import describe, header
-from .broker import Connection, Incoming, Outgoing, Settlement, Source
+from .broker import Capabilities, Connection, Incoming, Outgoing, Settlement, Source
 from .errors import AmbError, DecodeError, PartialFailure
 
 if TYPE_CHECKING:
@@ -25,13 +26,19 @@ log = logging.getLogger("amb")
 STORE_AGAIN = 5.0
 #: The group that `browse` and `redrive` read with.
 READERS = "amb.dlq"
+#: How many dead letters that stay `redrive` and `drop` go past.
+MOST = 10_000
 
 
 class Undertaker:
     """Stores dead letters, then lets the originals go: never the other way round."""
 
-    def __init__(self, publisher: Publisher, queue: DeadLetterQueue | None, handler: str) -> None:
+    def __init__(
+        self, publisher: Publisher, queue: DeadLetterQueue | None, handler: str, capabilities: Capabilities
+    ) -> None:
         self._publisher, self._queue, self._handler = publisher, queue, handler
+        # Where a topic without a group keeps nothing, the readers' group is there before the first dead letter.
+        self._reserves = capabilities.durable and capabilities.durable_groups and capabilities.replay == "none"
 
     async def bury(self, deliveries: Sequence[Delivery], consumer: Consumer) -> list[Delivery]:
         """Store a dead letter for each. Returns those that could not be stored, and must be kept."""
@@ -48,6 +55,8 @@ class Undertaker:
             self._drop(fresh, consumer)
             return kept
         try:
+            if fresh:
+                await self._reserve(self._queue.topic, consumer)
             await self._publisher.send_all([self._letter(d, self._queue, consumer.source.group) for d in fresh])
             errors: dict[int, Exception] = {}
         except PartialFailure as failure:
@@ -69,6 +78,16 @@ class Undertaker:
                 log.error("message %s on %r is a dead letter on %r: %s: %s", _id(delivery), delivery.incoming.topic,
                           self._queue.topic, delivery.reason, _error(delivery))  # fmt: skip
         return kept
+
+    async def _reserve(self, topic: str, consumer: Consumer) -> None:
+        """See to it that a dead letter waits for whoever looks for it, also if nobody has subscribed to its topic."""
+        if not self._reserves:
+            return
+        connection = await consumer.host.connection_up(self._publisher.timeout)
+        async with connection.open(
+            Source(id=f"dlq-{self._publisher.new_id()}", pattern=topic, group=READERS, max_in_flight=1)
+        ):
+            self._reserves = False
 
     def _drop(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         for delivery in deliveries:
@@ -100,6 +119,7 @@ class Undertaker:
             "amb-dead-position": incoming.position or "",
             EXPIRES: str(expires),
         }
+        self._publisher.spell(headers)
         return Outgoing(queue.topic, incoming.body, headers, incoming.key, priority_of(headers), None, expires, True)
 
 
@@ -126,10 +146,15 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class DeadLetterBox:
     """Reads a dead-letter topic with a group of its own; what is put back or dropped is gone for that group."""
 
-    def __init__(self, publisher: Publisher, decode: Callable[[Incoming], Any]) -> None:
+    def __init__(
+        self, publisher: Publisher, decode: Callable[[Incoming], Any], connection: Connection, topic: str, waits: bool
+    ) -> None:
+        """`waits`: what the topic has comes from the broker by and by, and all has come when a receive that waits
+        ends with nothing."""
         self._publisher, self._decode = publisher, decode
+        self._connection, self._topic, self._waits = connection, topic, waits
 
-    async def browse(self, connection: Connection, topic: str, limit: int) -> list[DeadLetter]:
+    async def browse(self, limit: int) -> list[DeadLetter]:
         """The oldest `limit` dead letters; they stay where they are."""
         found: list[DeadLetter] = []
 
@@ -137,10 +162,10 @@ class DeadLetterBox:
             found.append(self._read(incoming))
             return False
 
-        await self._each(connection, topic, limit, look)
+        await self._each(limit, look)
         return found
 
-    async def redrive(self, connection: Connection, topic: str, ids: Collection[str] | None) -> int:
+    async def redrive(self, ids: Collection[str] | None) -> int:
         """Publish the originals (all, or those with the ids) to their topics again, for the group that failed
         only, with attempts starting anew. Returns how many."""
 
@@ -150,41 +175,48 @@ class DeadLetterBox:
             await self._publisher.send(_original(incoming))
             return True
 
-        return await self._each(connection, topic, None, again)
+        return await self._each(MOST, again)
 
-    async def drop(self, connection: Connection, topic: str, ids: Collection[str] | None) -> int:
+    async def drop(self, ids: Collection[str] | None) -> int:
         """Remove dead letters (all, or those with the ids). Returns how many."""
 
         async def away(incoming: Incoming) -> bool:
             return _is_among(incoming, ids)
 
-        return await self._each(connection, topic, None, away)
+        return await self._each(MOST, away)
 
-    async def _each(self, connection: Connection, topic: str, limit: int | None, visit: Any) -> int:
-        """Visit every dead letter once; those for which `visit` returns True are removed, the rest released."""
-        source = Source(
-            id=f"dlq-{topic}", pattern=topic, group=READERS, start="earliest", max_in_flight=limit or 1 << 30
-        )
-        done = 0
-        async with connection.open(source) as feed:
+    async def _each(self, limit: int, visit: Callable[[Incoming], Awaitable[bool]]) -> int:
+        """Visit every dead letter once, until `limit` of them stay; those for which `visit` returns True are removed,
+        the rest released."""
+        id = f"dlq-{self._publisher.new_id()}"
+        source = Source(id=id, pattern=self._topic, group=READERS, start="earliest", max_in_flight=limit)
+        done, seen = 0, set[tuple[str, ...]]()
+        async with self._connection.open(source) as feed:
             kept: list[Settlement] = []
             try:
-                while limit is None or len(kept) < limit:
-                    batch = await feed.receive(100 if limit is None else min(100, limit - len(kept)), wait=False)
+                while len(kept) < limit:
+                    batch = await feed.receive(min(100, limit - len(kept)), wait=self._waits)
                     if not batch:
                         break
+                    letters = {letter for incoming in batch if (letter := _letter_of(incoming))}
+                    if letters & seen:  # a lease has ended: this is the second time round
+                        kept += [Settlement(incoming.token, "release") for incoming in batch]
+                        break
+                    seen |= letters
                     for incoming in batch:
-                        if incoming.headers.get(DEAD_TOPIC) and await visit(incoming):
+                        if _letter_of(incoming) and await visit(incoming):
                             await feed.settle([Settlement(incoming.token, "ack")])
                             done += 1
                         else:
                             kept.append(Settlement(incoming.token, "release"))
             finally:
                 if kept:
-                    await feed.settle(kept)
+                    with suppress(PartialFailure):  # a lease that has ended: the dead letter is back already
+                        await feed.settle(kept)
         return done
 
     def _read(self, incoming: Incoming) -> DeadLetter:
+        self._publisher.events.read(incoming)
         info, envelope = read_dead(incoming.headers), read_envelope(incoming)
         assert info is not None
         try:
@@ -192,6 +224,12 @@ class DeadLetterBox:
         except DecodeError:
             data = None
         return DeadLetter(envelope.id, info, envelope.headers, data, incoming.body)
+
+
+def _letter_of(incoming: Incoming) -> tuple[str, ...] | None:
+    """What two deliveries of one dead letter have in common, and no other dead letter has; None: it is none."""
+    get = incoming.headers.get
+    return (get("amb-id", ""), get("amb-dead-group", ""), get("amb-dead-last", "")) if get(DEAD_TOPIC) else None
 
 
 def _is_among(incoming: Incoming, ids: Collection[str] | None) -> bool:

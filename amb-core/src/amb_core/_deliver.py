@@ -112,7 +112,7 @@ class Processor:
         handler: Handler,
         decode: Decode,
         *,
-        matches: Callable[[str], bool] | None,
+        matches: Callable[[str], bool],
         wildcard: bool,
         filter: Callable[[Message], bool] | None,
         policy: RetryPolicy,
@@ -126,7 +126,7 @@ class Processor:
         self._auto = ack_mode is not AckMode.MANUAL
         self._max_delay = max_delay
         self._call, self._bare, self._takes_reply = handler.call, handler.bare, handler.takes_reply
-        self._group = consumer.source.group or ""
+        self._group, self._pattern = consumer.source.group or "", consumer.source.pattern
         self._requests = requests
         #: Nothing to do after a handler returned but to acknowledge.
         self._simple = self._auto and not consumer.breakers and not consumer.source.ordered_by
@@ -208,7 +208,7 @@ class Processor:
         """The message for the handler, or None if the delivery was settled without one."""
         incoming = delivery.incoming
         headers = incoming.headers
-        if (self._wildcard or FOR_GROUP in headers) and self._is_not_ours(incoming.topic, headers):
+        if (incoming.topic != self._pattern or FOR_GROUP in headers) and self._is_not_ours(incoming.topic, headers):
             delivery.settle("ack")
             return None
         if EXPIRES in headers and _is_past(headers[EXPIRES]):
@@ -233,7 +233,7 @@ class Processor:
         return message
 
     def _is_not_ours(self, topic: str, headers: dict[str, str]) -> bool:
-        if self._matches is not None and not self._matches(topic):
+        if not self._matches(topic):
             return True
         if FOR_GROUP in headers and headers[FOR_GROUP] != self._group:
             return True

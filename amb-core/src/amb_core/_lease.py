@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from ._leaving import as_failure
 from .broker import ExtendsLease
 from .errors import ConnectionLost, LeaseLost, PartialFailure
 
@@ -74,7 +75,10 @@ class Renewal:
             await feed.extend([delivery.incoming.token for delivery in deliveries])
         except PartialFailure as failure:
             errors = failure.errors
-        except Exception as error:
+        except BaseException as caught:
+            error = as_failure(caught)
+            if not isinstance(error, Exception):
+                raise
             log.warning("the leases on %r could not be renewed: %s", self._consumer.source.pattern, error)
             if isinstance(error, ConnectionLost):
                 self._consumer.fail(feed, error)

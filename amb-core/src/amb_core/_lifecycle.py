@@ -7,7 +7,6 @@ fixture that yields inside ``async with``.
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -17,11 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import msgspec
 
+from . import _backlog
 from ._consumer import Consumer
 from ._deliver import running_consumer
+from ._events import Events
 from ._leaving import LAST_WORDS, left_in_time
+from ._observe import Observer, observer_for
 from ._timers import Timers
 from .broker import Broker, Connection, Feed, Outgoing
+from .concurrency import spawn
 from .errors import AmbError, BrokerUnavailable, BusClosed, ConnectionLost, Unavailable
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class Host:
     def __init__(self, broker: Broker, *, connect_timeout: float, drain_timeout: float) -> None:
         self.broker = broker
         self.connect_timeout, self._drain_timeout = connect_timeout, drain_timeout
+        self.events = Events(broker.capabilities.cloudevents)
         self.timers = Timers()
         self.stats = Stats()
         self.connection: Connection | None = None
@@ -85,6 +89,8 @@ class Host:
         self.ready = False
         #: The connection's ``send`` while `ready`, if it needs no batching: no network to share.
         self.direct: Callable[[Sequence[Outgoing]], Coroutine[Any, Any, None]] | None = None
+        #: Who watches; None: nobody.
+        self.observer: Observer | None = None
         self.state: Literal["new", "starting", "up", "stopping", "closed"] = "new"
         self.supervised: list[Supervised] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
@@ -147,6 +153,7 @@ class Host:
         self.ready = self.connection is not None and not self._pending_live and self.state in ("up", "stopping")
         # Only asyncio: see `concurrency.bounded`.
         in_process = self.ready and self.broker.capabilities.single_process and self._task is not None
+        in_process = in_process and self.observer is None
         self.direct = self.connection.send if in_process and self.connection is not None else None
 
     async def start(self) -> None:
@@ -168,7 +175,7 @@ class Host:
             self.timers = Timers()
             self._up, self._down = anyio.Event(), anyio.Event()
             self._started, self._ended, self._stop = anyio.Event(), anyio.Event(), anyio.Event()
-            _spawn(self)
+            self._task = spawn(self.main, "amb")
         ended, started = self._ended, self._started
         await started.wait()
         if self.fatal is not None:
@@ -252,6 +259,7 @@ class Host:
         self._down = anyio.Event()
         self.connection = connection
         if self.state == "starting":
+            self.observer = observer_for(self)
             self.prepare()
             self.state = "up"
         else:
@@ -386,6 +394,8 @@ class Host:
     def _became_live(self, supervised: Supervised) -> None:
         if supervised.interrupted:
             self.emit("subscription.restored", supervised.consumer.source.id)
+        if not supervised.ever_live and (seconds := _backlog.interval(supervised.consumer)) is not None:
+            self.start_soon(_backlog.watch, supervised, seconds)
         supervised.ever_live, supervised.interrupted, supervised.error = True, False, None
         supervised.live.set()
         if supervised in self._pending_live:
@@ -523,16 +533,3 @@ def _single(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _spawn(host: Host) -> None:
-    """Start the host task: it belongs to the event loop, not to the caller's task or context."""
-    import asyncio
-
-    if asyncio._get_running_loop() is not None:
-        host._task = asyncio.get_running_loop().create_task(host.main(), name="amb", context=contextvars.Context())
-    else:
-        import trio
-
-        host._task = None
-        trio.lowlevel.spawn_system_task(host.main, name="amb")

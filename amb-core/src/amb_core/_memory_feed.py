@@ -11,7 +11,8 @@ import anyio
 
 from ._memory_queue import Entry, Queue
 from ._memory_store import Store, closed_error
-from .broker import Feed, Incoming, Outgoing, Settlement, Source, Token
+from ._memory_terms import Terms
+from .broker import Backlog, Feed, Incoming, Outgoing, Settlement, Source, Token
 from .concurrency import Future, new_future
 from .errors import AmbError, LeaseLost, PartialFailure
 
@@ -21,7 +22,7 @@ _FOR_GOOD = ("ack", "discard")
 
 
 class MemoryFeed:
-    """Deliveries of one source. Implements `ExtendsLease` and `KnowsPeers` too."""
+    """Deliveries of one source. Implements `ExtendsLease`, `KnowsDepth`, `KnowsPeers` and `TellsBacklog` too."""
 
     def __init__(self, store: Store, queue: Queue, source: Source) -> None:
         self._store, self._queue, self._source = store, queue, source
@@ -63,6 +64,15 @@ class MemoryFeed:
                 raise
             queue.gone(waiter)
             waited = True
+
+    def depth(self) -> int:
+        """See `amb_core.broker.KnowsDepth`."""
+        return self._queue.size
+
+    async def backlog(self) -> Backlog:
+        """See `amb_core.broker.TellsBacklog`. Never suspends."""
+        held = sum(len(deliveries) for deliveries in self._queue.members.values())
+        return Backlog(waiting=self._queue.size, unsettled=self._queue.size + held)
 
     async def settle(self, outcomes: Sequence[Settlement]) -> None:
         """See `amb_core.broker.Feed`. Never suspends."""
@@ -128,7 +138,7 @@ class MemoryFeed:
 
 
 class MemoryConnection:
-    """Implements `Replays`, `NativeRequests` and `ReportsHealth` too."""
+    """Implements `Replays`, `NativeRequests`, `Elects` and `ReportsHealth` too."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -160,6 +170,23 @@ class MemoryConnection:
 
     def _is_closed(self) -> bool:
         return self._closed
+
+    def _terms(self) -> Terms:
+        if self._closed:
+            raise closed_error()
+        return self.store.terms
+
+    async def acquire(self, name: str, seconds: float) -> int | None:
+        """See `amb_core.broker.Elects`."""
+        return self._terms().acquire(name, seconds)
+
+    async def renew(self, name: str, token: int, seconds: float) -> bool:
+        """See `amb_core.broker.Elects`."""
+        return self._terms().renew(name, token, seconds)
+
+    async def release(self, name: str, token: int) -> None:
+        """See `amb_core.broker.Elects`."""
+        self._terms().release(name, token)
 
     @asynccontextmanager
     async def open(self, source: Source) -> AsyncIterator[Feed]:

@@ -269,6 +269,7 @@ class Queue:
             ticket.queues.append(self)
             insort(self.blocked, ticket, key=_age)
             self.limit = -1
+            self.unblock()  # who was slowed down on the way here may be the first of them, before room that is there
 
     def step_out(self, ticket: Ticket) -> None:
         """`ticket` has been served, or gave up."""

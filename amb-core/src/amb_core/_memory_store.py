@@ -15,7 +15,8 @@ import anyio
 
 from ._memory_history import OVERHEAD, History, Record
 from ._memory_queue import Entry, Queue, Ticket
-from .broker import INBOX_PREFIX, Incoming, Outgoing, Source
+from ._memory_terms import Terms
+from .broker import Incoming, Outgoing, Source, is_inbox
 from .errors import BackpressureError, ConfigurationError, ConnectionLost, NoResponders, Unavailable
 from .topics import PatternTable, compile_pattern
 
@@ -42,6 +43,7 @@ class Store:
         #: The event loop and the thread it belongs to.
         self.home = home
         self.connections = 0
+        self.terms = Terms()
         self.simulates = broker.latency_ms > 0 or broker.failure_rate > 0
         self._chance = random.Random(broker.seed)
         self._table: PatternTable[Queue] = PatternTable()
@@ -151,7 +153,7 @@ class Store:
             if len(self._routes) >= ROUTES:
                 self._routes.clear()
                 self._history.forget_unused()
-            records = None if topic.startswith(INBOX_PREFIX) else self._history.of(topic)
+            records = None if is_inbox(topic) else self._history.of(topic)
             route = self._routes[topic] = (tuple(self._table.match(topic)), records, self._inboxes.get(topic))
         return route
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import UTC, datetime
 from math import isfinite
@@ -25,10 +26,13 @@ SENDER, CORRELATION, REPLY_TO, TTL, EXPIRES = (
     "amb-ttl",
     "amb-expires",
 )
-TRACE_ID, TRACEPARENT, METADATA = "amb-trace-id", "traceparent", "amb-metadata"
+TRACE_ID, METADATA = "amb-trace-id", "amb-metadata"
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 INBOX, REQUEST, ERROR = "amb-inbox", "amb-request", "amb-error"
 FOR_GROUP = "amb-for"
 DEAD_TOPIC = "amb-dead-topic"
+#: W3C Trace Context, section 3.2: neither id is all zeros, version ff is forbidden, later versions may say more.
+_VALID_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class MessagePriority(enum.IntEnum):
@@ -255,7 +259,7 @@ class Message:
 
     @property
     def trace_id(self) -> str | None:
-        """The trace it belongs to."""
+        """The trace it belongs to: as given by hand, else that of its ``traceparent``."""
         return self._read().trace_id
 
     @property
@@ -275,8 +279,14 @@ class Message:
 
     @property
     def native(self) -> object:
-        """The client library's own object, if the backend hands it out."""
+        """The client library's own object, if the backend hands it out; set to None, nobody gets it from here."""
         return self._read().native
+
+    @native.setter
+    def native(self, value: None) -> None:
+        self._read().native = value
+        if self._incoming is not None:
+            self._incoming.native = value
 
     @property
     def dead(self) -> DeadInfo | None:
@@ -339,12 +349,18 @@ def read_envelope(incoming: Incoming) -> Envelope:
         get(CORRELATION),
         get(REPLY_TO),
         number(get(TTL)),
-        get(TRACE_ID),
+        get(TRACE_ID) or trace_of(get(TRACEPARENT)),
         incoming.key,
         incoming.attempt,
         incoming.position,
         incoming.native,
     )
+
+
+def trace_of(traceparent: str | None) -> str | None:
+    """The trace id in a W3C ``traceparent``; None without a valid one."""
+    valid = None if traceparent is None else _VALID_TRACEPARENT.fullmatch(traceparent)
+    return None if valid is None else valid[1]
 
 
 def number(text: str | None) -> float | None:
@@ -371,7 +387,7 @@ def _metadata(text: str | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
@@ -15,6 +14,9 @@ import anyio
 
 from . import _checks
 from ._deliver import current_message
+from ._events import SPECVERSION
+from ._framing import Framing
+from ._leaving import as_failure
 from ._message import (
     CONTENT_TYPE,
     CORRELATION,
@@ -29,8 +31,11 @@ from ._message import (
     TIME,
     TRACE_ID,
     TRACEPARENT,
+    TRACESTATE,
     TTL,
+    Message,
     MessagePriority,
+    trace_of,
 )  # fmt: skip
 from .broker import Capabilities, Connection, Outgoing
 from .concurrency import Future, Wakeup, bounded, new_future
@@ -43,7 +48,7 @@ from .errors import (
     PublishUnknown,
     Unavailable,
 )
-from .serializer import Serializer
+from .serializer import Described, Serializer
 from .topics import validate_topic
 
 if TYPE_CHECKING:
@@ -52,8 +57,6 @@ if TYPE_CHECKING:
 #: The most messages handed to a connection in one batch.
 BATCH = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-#: W3C Trace Context, section 3.2: neither id is all zeros, version ff is forbidden, later versions may say more.
-_VALID_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 #: A message, who waits for it, and until when it may be tried.
 _Queued: TypeAlias = tuple[Outgoing, Future[None], float]
 
@@ -62,15 +65,26 @@ class Publisher:
     """Stamps and sends. One per bus."""
 
     def __init__(
-        self, serializer: Serializer, capabilities: Capabilities, host: Host, sender: str | None, timeout: float
+        self,
+        serializer: Serializer,
+        capabilities: Capabilities,
+        host: Host,
+        sender: str | None,
+        timeout: float,
+        makes_events: bool = False,
     ) -> None:
-        self._encode = serializer.encode
+        self._framing = Framing(serializer, serializer, host, timeout) if isinstance(serializer, Described) else None
+        self._encode = serializer.encode if self._framing is None else self._framing.encode
+        #: What is published goes through `prepare` first. A broker's connections are all of one kind: once is enough.
+        self.prepares = self._framing is not None
         self._capabilities, self._host, self._sender, self.timeout = capabilities, host, sender, timeout
         _check_texts({"sender": sender})
         self._prefix = os.urandom(6).hex() + "-"
         self._count = count(1)
         self._direct = capabilities.single_process
-        self._limited = capabilities.max_message is not None or capabilities.max_headers is not None
+        self.events, self._makes_events = host.events, makes_events
+        #: Something is left to do with a message that is composed.
+        self._unfinished = makes_events or capabilities.max_message is not None or capabilities.max_headers is not None
         self._queue: list[_Queued] = []
         self._sending: list[_Queued] = []
         self._wakeup, self._drained = Wakeup(), Wakeup()
@@ -78,6 +92,14 @@ class Publisher:
     def new_id(self) -> str:
         """A message id: random per bus, then counted."""
         return f"{self._prefix}{next(self._count)}"
+
+    async def prepare(self, topic: str, data: object) -> object:
+        """What to compose the message from, instead of `data`. See `Framing.prepare`."""
+        if self._framing is None:
+            return data
+        prepared = await self._framing.prepare(topic, data)
+        self.prepares = self._framing.asks
+        return prepared
 
     def plain(self, topic: str, data: object, parent: Mapping[str, str] | None = None) -> Outgoing:
         """`compose` without options: what most messages are, at half the cost. The trace of `parent`, the headers
@@ -92,8 +114,8 @@ class Publisher:
         if parent is not None and (TRACEPARENT in parent or TRACE_ID in parent):
             _continue_trace(wire, parent)
         outgoing = Outgoing(topic, body, wire)
-        if self._limited:
-            self._check_limits(outgoing)
+        if self._unfinished:
+            self._finish(outgoing)
         return outgoing
 
     def compose(
@@ -154,10 +176,14 @@ class Publisher:
                 raise ValueError("a delay must end: publish nothing instead")
             if longest is not None and delay > longest:
                 raise ValueError(f"the broker delays at most {longest:g} s, not {delay:g} s: keep the message yourself")
-        self._check_limits(outgoing)
+        self._finish(outgoing)
         return outgoing
 
-    def _check_limits(self, outgoing: Outgoing) -> None:
+    def _finish(self, outgoing: Outgoing) -> None:
+        if self._makes_events:
+            self.events.write(outgoing)
+        else:
+            self.spell(outgoing.headers)
         limits = self._capabilities
         if limits.max_message is not None and len(outgoing.body) > limits.max_message:
             raise MessageTooLarge(
@@ -170,12 +196,21 @@ class Publisher:
                 f"{limits.max_headers}"
             )
 
+    def spell(self, headers: dict[str, str]) -> None:
+        """See `Events.spell`."""
+        if SPECVERSION in headers:
+            self.events.spell(headers)
+
     async def send(self, outgoing: Outgoing) -> None:
         """Hand one message to the broker. Blocks until it is accepted, for back-pressure, and through an
         outage, at most the publish timeout. Raises: BrokerUnavailable, PublishUnknown, BackpressureError."""
         host = self._host
         if not host.ready:
             await host.ensure()
+        if host.observer is not None:
+            with host.observer.sending((outgoing,)):
+                await (self._hand_over((outgoing,)) if self._direct else self._put(outgoing))
+            return
         if not self._direct:
             await self._put(outgoing)
             return
@@ -203,6 +238,13 @@ class Publisher:
         """As `send`, for several. Raises: PartialFailure with the index of each that failed."""
         if not self._host.ready:
             await self._host.ensure()
+        if self._host.observer is None or not batch:
+            await self._hand_over(batch)
+        else:
+            with self._host.observer.sending(batch):
+                await self._hand_over(batch)
+
+    async def _hand_over(self, batch: Sequence[Outgoing]) -> None:
         if self._direct:
             connection = self._host.connection or await self._host.connection_up(self.timeout)
             await self.patiently(batch, bounded(connection.send(batch), self.timeout))
@@ -286,7 +328,10 @@ class Publisher:
             await bounded(connection.send([entry[0] for entry in batch]), self.timeout)
         except PartialFailure as failure:
             errors = failure.errors
-        except Exception as error:
+        except BaseException as caught:
+            error = as_failure(caught, PublishUnknown)
+            if not isinstance(error, Exception):
+                raise
             self._host.suspect(error, connection)
             errors = dict.fromkeys(range(len(batch)), self._unanswered(error))
         return [entry for index, entry in enumerate(batch) if not _resolve(entry[1], errors.get(index), entry[2])]
@@ -361,7 +406,20 @@ def _handled() -> Mapping[str, str] | None:
 
 
 def _continue_trace(wire: dict[str, str], parent: Mapping[str, str]) -> None:
-    valid = _VALID_TRACEPARENT.fullmatch(parent.get(TRACEPARENT, ""))
-    for name in (TRACE_ID, TRACEPARENT, "tracestate") if valid else (TRACE_ID,):
+    valid = trace_of(parent.get(TRACEPARENT)) is not None
+    for name in (TRACE_ID, TRACEPARENT, TRACESTATE) if valid else (TRACE_ID,):
         if name in parent and name not in wire:
             wire[name] = parent[name]
+
+
+def message_options(message: Message, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Message says of itself, under what its publisher says beside it."""
+    # NORMAL is also what a Message has that says nothing: then its header ``priority`` counts.
+    silent = message.priority is MessagePriority.NORMAL
+    own = {
+        "id": message.id or None, "headers": message.headers, "priority": None if silent else message.priority,
+        "ttl": message.ttl, "sender": message.sender, "key": message.key, "trace_id": message.trace_id,
+        "correlation_id": message.correlation_id, "reply_to": message.reply_to, "metadata": message.metadata,
+        "timestamp": message.timestamp or None,
+    }  # fmt: skip
+    return own | {name: value for name, value in options.items() if value is not None}

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from ._deliver import current_message
-from ._leaving import left_in_time
+from ._leaving import answered, left_in_time
 from ._message import CORRELATION, ERROR, EXPIRES, ID, INBOX, REQUEST, Message
 from ._texts import describe
 from .broker import INBOX_PREFIX, Capabilities, Connection, Feed, Incoming, NativeRequests, Outgoing, Settlement, Source
@@ -88,6 +88,7 @@ class Requests:
         self._ids = count(1)
         self._asked: dict[str, Asked] = {}
         self._mandatory = capabilities.no_responders
+        self._source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
         #: Replies can arrive: a request sent before that might be answered into the void.
         self._open = False
         self._opened: anyio.Event
@@ -189,8 +190,7 @@ class Requests:
                     self._is_open()
                     await anyio.sleep_forever()
             else:
-                source = Source(id=self._address, pattern=self._address, max_in_flight=_INBOX_BATCH)
-                async with left_in_time(connection.open(source)) as feed:
+                async with left_in_time(connection.open(self._source)) as feed:
                     self._is_open()
                     await self._pump(feed)
         finally:
@@ -206,11 +206,11 @@ class Requests:
 
     async def _pump(self, feed: Feed) -> None:
         while True:
-            batch = await feed.receive(_INBOX_BATCH)
+            batch = await answered(feed.receive(_INBOX_BATCH))
             for incoming in batch:
                 self.deliver(incoming)
             if batch:
-                await feed.settle([Settlement(incoming.token, "ack") for incoming in batch])
+                await answered(feed.settle([Settlement(incoming.token, "ack") for incoming in batch]))
 
     async def close(self) -> None:
         """Stop taking answers: who still waits gets what has come, or BusClosed. The next request opens the
@@ -236,6 +236,8 @@ class Requests:
         if asked is None or asked.done.done():
             self._host.stats.late_replies += 1
             return
+        if self._host.observer is not None:
+            self._host.observer.received(self._source, (incoming,), time.time_ns())
         asked.add(self._answer(incoming, asked.topic))
 
     def _answer(self, incoming: Incoming, topic: str) -> Message | RemoteError:
@@ -277,6 +279,8 @@ class Requests:
         inbox, request_id = headers.get(INBOX), headers.get(REQUEST)
         if inbox is None or request_id is None or not inbox.startswith(INBOX_PREFIX):
             raise ValueError(f"message {request.id!r} on {request.topic!r} is no request: nobody waits for a reply")
+        if self._publisher.prepares:
+            value = await self._publisher.prepare(inbox, value)
         outgoing = self._publisher.plain(inbox, value, headers)
         outgoing.headers[REQUEST] = request_id
         if CORRELATION in headers:
@@ -351,7 +355,7 @@ class Response:
 
 
 def single(answers: Sequence[Message | RemoteError], topics: Sequence[str], timeout: float) -> Message:
-    """The first good answer, else the last error, else a time-out."""
+    """The first good answer, else the first error, else a time-out."""
     for answer in answers:
         if isinstance(answer, Message):
             return answer

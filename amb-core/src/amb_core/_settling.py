@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
+import anyio
+
 from ._deadletter import STORE_AGAIN, Undertaker
 from ._deliver import Delivery
+from ._leaving import LAST_WORDS, as_failure
 from .concurrency import Future, new_future
-from .errors import BrokerUnavailable, LeaseLost, PartialFailure
+from .errors import BrokerUnavailable, LeaseLost, PartialFailure, Unavailable
 
 if TYPE_CHECKING:
     from ._consumer import Consumer
+    from .broker import Feed
 
 log = logging.getLogger("amb")
 #: A burst of handlers that never wait is settled at the latest after this many seconds.
@@ -26,8 +31,9 @@ class Settler:
 
     undertaker: Undertaker
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def __init__(self, consumer: Consumer, *, whole: bool) -> None:
+        #: `whole`: whoever settles waits for a network, and could be cancelled half-way.
+        self._consumer, self._whole = consumer, whole
         #: Decided, and the broker does not know yet.
         self.pending: list[Delivery] = []
         #: When they are to be told, even if handlers keep this process busy.
@@ -36,6 +42,9 @@ class Settler:
         #: Verdicts that the broker could not take just now.
         self._again: set[Delivery] = set()
         self._waiters: list[Future[None]] = []
+        #: What is being told, and by when it must be.
+        self._telling: anyio.CancelScope | None = None
+        self._until = math.inf
 
     def add(self, delivery: Delivery) -> None:
         """Tell the broker the verdict of `delivery` with the next batch."""
@@ -56,29 +65,33 @@ class Settler:
     async def told(self, delivery: Delivery) -> None:
         """Return when the broker was told the delivery's verdict (or cannot be any more)."""
         while not delivery.settled and not self._consumer.aborted:
-            await self.flush()
+            if not self._whole:
+                await self.flush()
+            elif self.pending and self._consumer.feed is not None:
+                self.flush_soon()  # whoever waits here may give up, and the broker must be told all the same
             if not delivery.settled:
                 waiter = new_future()
                 self._waiters.append(waiter)
                 await waiter
 
-    async def flush(self) -> None:
-        """Tell the broker every verdict so far. Does nothing while another flush runs or the feed is down."""
+    async def flush(self, asking: int = 0) -> None:
+        """Tell the broker every verdict so far. Does nothing while another flush runs or the feed is down.
+        `asking`: how many deliveries the caller will ask for then."""
         if self.flushing:
             return
         self.flushing = True
         try:
             while self.pending and (feed := self._consumer.feed) is not None:
                 batch, self.pending = self.pending, []
+                ahead, asking = asking, 0
                 try:
-                    if self._some_dead and not (batch := await self._bury(batch)):
-                        continue
-                    await feed.settle([delivery.settlement() for delivery in batch])
+                    await (self._tell_whole if self._whole else self._tell)(feed, batch, ahead)
                 except PartialFailure as failure:
                     for index, delivery in enumerate(batch):
                         if index in failure.errors:
                             self._not_settled(delivery, failure.errors[index])
-                except BaseException as error:
+                except BaseException as caught:
+                    error = as_failure(caught)
                     self.pending = [d for d in batch if not d.settled] + self.pending  # for the next feed
                     if not isinstance(error, Exception):
                         if not self._consumer.aborted:
@@ -94,6 +107,34 @@ class Settler:
             self.due = time.monotonic() + SETTLE_WITHIN
             if self._waiters:
                 self.tell_waiters()
+
+    async def _tell_whole(self, feed: Feed, batch: list[Delivery], asking: int) -> None:
+        """As `_tell`, not to be cancelled: what a broker has done half and is told anew it may do twice."""
+        with anyio.CancelScope(shield=True, deadline=self._until) as self._telling:
+            await self._tell(feed, batch, asking)
+            return
+        raise Unavailable(f"settling on {self._consumer.source.pattern!r} took longer than leaving may")
+
+    async def _tell(self, feed: Feed, batch: list[Delivery], asking: int) -> None:
+        """Bury the dead of `batch`, and tell the broker what is left in it then. Raises what the feed raises."""
+        if self._some_dead:
+            batch[:] = await self._bury(batch)
+            if not batch:
+                return
+        told = [delivery.settlement() for delivery in batch]
+        if asking > 0 and self._consumer.ahead is not None:
+            self._consumer.ahead.expect(asking)
+        if (observer := self._consumer.host.observer) is None:
+            await feed.settle(told)
+        else:
+            with observer.settling(self._consumer.source, [d.incoming for d in batch], told):
+                await feed.settle(told)
+
+    def hurry(self) -> None:
+        """The subscription ends: what is not told in a few seconds comes again."""
+        self._until = anyio.current_time() + LAST_WORDS
+        if self._telling is not None:
+            self._telling.deadline = self._until
 
     def tell_waiters(self) -> None:
         """Let everybody look again who waits for the broker to be told something."""

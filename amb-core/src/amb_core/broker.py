@@ -43,27 +43,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
+from .serializer import Schema
+
 __all__ = [
     "INBOX_PREFIX",
+    "Backlog",
     "Broker",
     "Capabilities",
     "Connection",
+    "Elects",
     "ExtendsLease",
     "Feed",
+    "Frame",
+    "Framed",
     "Incoming",
+    "KeepsSchemas",
+    "KnowsDepth",
     "KnowsPeers",
+    "NamesSystem",
     "NativeRequests",
     "Outgoing",
     "Replays",
     "ReportsHealth",
     "Settlement",
     "Source",
+    "TellsBacklog",
     "Token",
     "Verdict",
+    "is_inbox",
 ]
 
 #: Topics that begin with this are private reply addresses, one per bus. Replies are read by the
@@ -71,7 +82,14 @@ __all__ = [
 #: lightest channel the broker has. At-most-once is enough; nothing has to be stored.
 INBOX_PREFIX = "_amb.inbox."
 
-#: Whatever a feed needs to find a delivery again. Opaque to the core; hashable.
+
+def is_inbox(topic: str) -> bool:
+    """Whether the topic is a private reply address; see `INBOX_PREFIX`."""
+    return topic.startswith(INBOX_PREFIX)
+
+
+#: Whatever a feed needs to find a delivery again. Opaque to the core; hashable, and different for every delivery of a
+#: connection, whichever feed it came from.
 Token: TypeAlias = object
 
 #: What became of a delivery; see `Settlement`.
@@ -134,8 +152,13 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_headers: int | None = None
     #: The longest topic in characters.
     max_topic: int = 255
+    #: What the names of CloudEvents' attributes begin with among the headers, by the protocol's own binding; with ``%``
+    #: behind it, their values are percent-encoded.
+    cloudevents: str = "ce-%"
     #: Deliveries never leave this process.
     single_process: bool = False
+    #: The connection implements `Elects`: one holder at a time for a name.
+    elections: bool = False
 
 
 class Outgoing(msgspec.Struct):
@@ -162,6 +185,17 @@ class Outgoing(msgspec.Struct):
     mandatory: bool = False
 
 
+class Framed(msgspec.Struct, frozen=True):
+    """What stands before the payload in a body says which schema it was written by; see `KeepsSchemas`."""
+
+    #: None: there is no such schema.
+    schema: Schema | None
+    #: Where in the body the payload begins.
+    start: int = 0
+    #: Why there is no schema.
+    problem: str = ""
+
+
 class Incoming(msgspec.Struct):
     """One delivery from the broker."""
 
@@ -180,6 +214,8 @@ class Incoming(msgspec.Struct):
     position: str | None = None
     #: The client library's own object, for users who need more.
     native: object = None
+    #: Set by connections that keep schemas, for a body that is framed or ought to be.
+    framed: Framed | None = None
 
 
 class Settlement(msgspec.Struct):
@@ -221,6 +257,16 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     ordered_by: Literal["key"] | None = None
     #: The most unsettled deliveries the core will hold.
     max_in_flight: int = 10
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is for a source in the broker, for all members of its group together. None: the broker does not say.
+    Numbers may be approximate."""
+
+    #: Messages that wait: stored, and handed over to no member.
+    waiting: int | None = None
+    #: Messages that are not settled: those that wait, and those that some member holds.
+    unsettled: int | None = None
 
 
 class Feed(Protocol):
@@ -298,7 +344,7 @@ class Broker(Protocol):
         ...
 
 
-# Optional abilities: the core looks for them with ``isinstance``, once.
+# Optional abilities: the core looks for them once, with ``isinstance``.
 
 
 @runtime_checkable
@@ -327,6 +373,54 @@ class KnowsPeers(Protocol):
         """True: a delivery that failed waits in the broker for its next attempt; the core, finishing
         the backlog, waits for that too. Does not block."""
         ...
+
+
+@runtime_checkable
+class KnowsDepth(Protocol):
+    """On a `Feed`: tells how much waits, if that is known without asking the broker."""
+
+    def depth(self) -> int:
+        """Messages of this source that the broker could hand over now and has not. Does not block; may be called
+        from another thread."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """On a `Feed`: can ask for what comes next in the same breath as it tells what became of what was before."""
+
+    def expect(self, limit: int) -> None:
+        """When the ``settle`` that follows at once has ended, the core will call ``receive`` for so many, unless it
+        is paused or ends meanwhile. Does not block."""
+        ...
+
+
+@runtime_checkable
+class Withdraws(Protocol):
+    """On a `Feed`: what it has asked the broker for may come when nobody receives any more."""
+
+    async def withdraw(self) -> None:
+        """Nobody calls ``receive`` for now: let others have, as by ``release``, what was asked for and not handed over,
+        whether it is here or comes yet. The next ``receive`` ends that, and may overlap with this one's end. Not called
+        for sources without a group. Raises as ``settle``."""
+        ...
+
+
+@runtime_checkable
+class TellsBacklog(Protocol):
+    """On a `Feed`: asks the broker how much there is to do."""
+
+    async def backlog(self) -> Backlog:
+        """What there is for this source. Only called while metrics are on, every few seconds, beside ``receive``: it
+        must be cheap for the broker and disturb no delivery. Raises as ``receive``."""
+        ...
+
+
+class NamesSystem(Protocol):
+    """On a `Broker`: what OpenTelemetry calls it, if that is not the name that it is registered under."""
+
+    #: A value of ``messaging.system``.
+    messaging_system: ClassVar[str]
 
 
 @runtime_checkable
@@ -360,4 +454,62 @@ class ReportsHealth(Protocol):
     async def ping(self) -> Mapping[str, str]:
         """Ask the broker something cheap. Returns facts for people (version, role, latency).
         Raises as ``send``."""
+        ...
+
+
+@runtime_checkable
+class Elects(Protocol):
+    """On a `Connection`: gives a name to one holder at a time, for a while. Names are valid topics, apart from the
+    topics themselves. Time is counted by the broker: no two holders' clocks have to agree. A token is good on every
+    connection that its process makes to the broker.
+
+    All three raise: `Unavailable` and `ConnectionLost` (also if the outcome is unknown), `AccessDenied`, `NotFound`
+    where something is missing that may not be made, `UnsupportedError` for more `seconds` than the broker can count
+    (or, in ``renew``, than the name was acquired for, if it cannot change that).
+    """
+
+    async def acquire(self, name: str, seconds: float) -> int | None:
+        """Hold `name` for `seconds` from when the broker got this; returns the fencing token, which is higher than
+        every one before for this name. None: somebody holds it. Does not wait for it.
+
+        If the answer is lost the name is held by nobody who knows, until its time is over."""
+        ...
+
+    async def renew(self, name: str, token: int, seconds: float) -> bool:
+        """Hold it for `seconds` from now on. False: its time was over, or somebody else holds it; then nothing is
+        changed, and the holder of `token` never holds it again."""
+        ...
+
+    async def release(self, name: str, token: int) -> None:
+        """Let it go, so that the next ``acquire`` has it at once. Nothing happens if `token` does not hold it."""
+        ...
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What a body is to begin with."""
+
+    prefix: bytes
+    #: What the payload behind it is to be written by.
+    schema: Schema
+    #: How the schema is called where it is kept. It travels in the content type, as the parameter ``schema-id``.
+    id: str
+
+
+@runtime_checkable
+class KeepsSchemas(Protocol):
+    """On a `Connection`: schemas of bodies are kept where everybody can look them up, and bodies begin with what names
+    theirs. It is for serializers that are `amb_core.serializer.Described`; other bodies travel as they are.
+
+    Reading: a `Feed`, a replay and an inbox set ``Incoming.framed`` to what the body says of its schema, and hand
+    over nothing whose schema they could not ask for: while nobody answers they keep the delivery and try again. Only
+    what certainly has no schema is handed over with `Framed.problem`, and becomes a dead letter. The body
+    stays as it came.
+    """
+
+    async def frame(self, topic: str, format: str, schema: Schema | None) -> Frame:
+        """Have `schema` known for `topic`, and return what a body begins with, from memory if it is known already.
+        Without a schema: the one that is in force for the topic, in that format.
+
+        Raises: `IncompatibleSchema`, if the schema may not follow those before it; `NotFound`, if there is none, or it
+        may not be added; `Unavailable` (the core tries again); `AuthenticationError`, `AccessDenied`."""
         ...

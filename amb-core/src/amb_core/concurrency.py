@@ -6,14 +6,23 @@ what ``anyio.Event`` does, and every message waits at least once.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
-__all__ = ["Future", "Wakeup", "absorb_cancellation", "bounded", "bounded_rest", "drive", "new_future", "resume"]
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = [
+    "Future", "Wakeup", "absorb_cancellation", "bounded", "bounded_rest", "drive", "is_cancelled", "new_future",
+    "require_asyncio", "resume", "spawn",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -182,6 +191,25 @@ def resume(coroutine: Coroutine[Any, Any, T], trap: object, context: Context | N
             return stop.value  # type: ignore[no-any-return]
 
 
+def require_asyncio(broker: str) -> None:
+    """For a `broker` whose client library knows nothing else. Raises: ConfigurationError on another event loop."""
+    if _running_loop() is None:
+        raise ConfigurationError(
+            f"{broker} runs on asyncio only (uvloop included): run the program with it, or use the memory broker"
+        )
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the current task, or a scope around it: what a cancellation that is seen where
+    nobody did so came from is a library that let one of its own escape."""
+    if _running_loop() is None:
+        return True  # trio's cancellations have no other source
+    import asyncio
+
+    task = asyncio.current_task()
+    return (task is not None and task.cancelling() > 0) or anyio.current_effective_deadline() == -math.inf
+
+
 def absorb_cancellation() -> None:
     """Undo cancellations the current task brought on itself, so that it can go on (asyncio only: trio code
     cannot cancel its own task from outside a scope)."""
@@ -191,3 +219,17 @@ def absorb_cancellation() -> None:
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
+
+
+def spawn(main: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None] | None:
+    """Run ``main()`` in a task that belongs to the event loop, not to the caller's task or context: the one task that
+    owns whatever is started in one task and stopped in another. `main` raises nothing. Keep what this returns; it is
+    None on trio."""
+    if _running_loop() is None:
+        import trio
+
+        trio.lowlevel.spawn_system_task(main, name=name)
+        return None
+    from asyncio import get_running_loop
+
+    return get_running_loop().create_task(main(), name=name, context=Context())

@@ -16,6 +16,7 @@ __all__ = [
     "AmbError",
     "AuthenticationError",
     "BackpressureError",
+    "Blocked",
     "BrokerUnavailable",
     "BusClosed",
     "CircuitOpen",
@@ -23,6 +24,7 @@ __all__ = [
     "ConnectionLost",
     "DecodeError",
     "EncodeError",
+    "IncompatibleSchema",
     "LeaseLost",
     "MessageTooLarge",
     "NoResponders",
@@ -59,6 +61,10 @@ class UnsupportedError(AmbError, NotImplementedError):
 
 class EncodeError(AmbError, ValueError):
     """A payload cannot be serialized."""
+
+
+class IncompatibleSchema(EncodeError):
+    """The schema of a payload may not follow the schemas that its topic has had."""
 
 
 class MessageTooLarge(AmbError, ValueError):
@@ -107,6 +113,11 @@ class PublishUnknown(BrokerUnavailable):
 
 class BackpressureError(AmbError, TimeoutError):
     """A queue is full, or stayed full for the whole publish timeout. Nothing was published."""
+
+
+class Blocked(Unavailable, BackpressureError):
+    """The broker takes no messages for now, from anybody: it is low on memory or disk, say. Nothing was published;
+    the core tries again until the publish timeout."""
 
 
 class CircuitOpen(BrokerUnavailable):

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
-__all__ = ["LANES", "PATIENCE", "Lanes"]
+__all__ = ["LANES", "PATIENCE", "Lanes", "is_express"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,12 @@ T = TypeVar("T")
 LANES: Final = 6
 #: How many items in a row may overtake one that waits in a lower lane.
 PATIENCE: Final = 15
+
+
+def is_express(priority: int) -> bool:
+    """Whether a broker that has two lanes and no more carries it in the faster one: CRITICAL, URGENT and HIGH."""
+    return priority < 3
+
 
 # Which lanes hold something is one number, bit 0 for lane 0; these turn it into the highest and the
 # lowest of them without a loop.

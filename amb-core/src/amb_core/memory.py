@@ -86,6 +86,7 @@ class InMemoryBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             no_responders=True,
             return_unstarted=True,
             single_process=True,
+            elections=True,
         )
 
     @asynccontextmanager

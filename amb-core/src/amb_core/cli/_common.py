@@ -115,8 +115,11 @@ def run(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 
 
 def log_from(level: int) -> None:
-    """Let AMB's own log lines from `level` on reach stderr; with ``AMB_DEBUG=1`` all of them."""
-    logging.basicConfig(format="amb: %(levelname)s: %(message)s")
+    """Let AMB's own log lines from `level` on reach stderr; with ``AMB_DEBUG=1`` all of them, and client libraries'
+    warnings. What those say while they try again means little to whoever did not choose them."""
+    logging.basicConfig(
+        format="amb: %(levelname)s: %(message)s", level=logging.WARNING if debugging() else logging.CRITICAL
+    )
     logging.getLogger("amb").setLevel(logging.DEBUG if debugging() else level)
 
 

@@ -51,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True):
 def make_bus(broker: str | None, url: str | None) -> MessageBus:
     """The bus of one process: all that differs between brokers is in these two arguments."""
     queue = DeadLetterQueue(DEAD_LETTERS, retention_days=1)
-    return MessageBus(broker, broker_url=url, dead_letter_queue=queue, connect_timeout=5, drain_timeout=DRAIN)
+    return MessageBus(broker, broker_url=url, dead_letter_queue=queue, drain_timeout=DRAIN)
 
 
 async def run(bus: MessageBus, plan: Plan, say: Say) -> Summary:

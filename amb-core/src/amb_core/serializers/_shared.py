@@ -10,6 +10,7 @@ import msgspec
 from ..errors import DecodeError, EncodeError
 from ..serializer import Decoder
 
+_LONGEST_REASON = 1000
 _SCALARS: tuple[tuple[type, Callable[[Any], object]], ...] = (
     (str, str.__str__),
     (float, float.__float__),
@@ -60,7 +61,9 @@ def _reason(error: Exception) -> str:
         return "it is nested too deeply, or contains itself"
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    # It may name a place as deep in the payload as a stranger likes.
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
 
 
 def is_pydantic(expected: Any) -> bool:

@@ -87,5 +87,6 @@ MODULES = (
     "l_shutdown",
     "m_backpressure",
     "n_errors",
+    "o_elections",
 )
 assert [name[0].upper() for name in MODULES] == list(SECTIONS)

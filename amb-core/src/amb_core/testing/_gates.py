@@ -58,6 +58,9 @@ GATES: dict[str, Gate] = {
         lambda c: c.order != "none", "no order", lambda bus, topic: bus.subscribe(topic, _ignore, ordered_by="key")
     ),
     "replay": Gate(lambda c: c.replay != "none", "nothing is kept to be replayed", _first),
+    "elections": Gate(
+        lambda c: c.elections, "nobody is elected (elections is not declared)", lambda bus, topic: bus.elections()
+    ),
     "priority": Gate(lambda c: c.priority != "prefetch", "only what is fetched is reordered (priority is 'prefetch')"),
     "return_unstarted": Gate(
         lambda c: c.groups and c.return_unstarted, "deliveries cannot be given back without an attempt"

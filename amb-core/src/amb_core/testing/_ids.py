@@ -18,6 +18,7 @@ SECTIONS = {
     "L": 11,  # shutdown
     "M": 7,  # backpressure and priority
     "N": 8,  # errors and health
+    "O": 3,  # elections
 }
 
 #: Every case id, in the order of the list.

@@ -137,7 +137,10 @@ class Ledger:
         """Wait until the recorders together got everything that was accepted."""
         expected = self.fated("ok") if ids is None else set(ids)
         await eventually(
-            lambda: not self.missing(recorders, expected),
+            lambda: (
+                sum(len(recorder.seen) for recorder in recorders) >= len(expected)
+                and not self.missing(recorders, expected)
+            ),
             lambda: _lost(self.missing(recorders, expected), expected),
             within,
         )

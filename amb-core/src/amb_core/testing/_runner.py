@@ -60,8 +60,10 @@ def select(ids: Iterable[str] | None) -> list[Case]:
     wanted = set(every) if ids is None else {id.upper() for id in ids}
     unknown = [id for id in wanted if id not in every and id not in {known[0] for known in every}]
     if unknown:
+        first, *_, last = every
         raise ValueError(
-            f"no such conformance case: {', '.join(sorted(unknown))}; ids run from A1 to N8, sections from A to N"
+            f"no such conformance case: {', '.join(sorted(unknown))}; ids run from {first} to {last}, sections from "
+            f"{first[0]} to {last[0]}"
         )
     return [case for id, case in every.items() if id in wanted or id[0] in wanted]
 

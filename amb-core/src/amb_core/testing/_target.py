@@ -13,8 +13,8 @@ import msgspec
 from .._bus import MessageBus
 from ..broker import Broker, Capabilities, Connection, Feed, Incoming, Outgoing, Source
 from ..memory import InMemoryBroker
-from ._children import Child
 from ._ledger import Ledger, Recorder, Then
+from .processes import Child
 from .proxy import FaultProxy
 
 __all__ = ["Control", "Rig", "Target", "rig_for"]
@@ -131,7 +131,7 @@ class Target:
     @property
     def patience(self) -> float:
         """How long something may take that must happen."""
-        return 15.0 + self.lease + self.capabilities.new_topic_lag
+        return 25.0 + self.lease + self.capabilities.new_topic_lag
 
     # --- names
 

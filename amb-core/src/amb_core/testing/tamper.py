@@ -82,7 +82,7 @@ def _borrow(wrapper: object, inner: object, *names: str) -> None:
 class _Connection:
     def __init__(self, broker: TamperedBroker, inner: Connection) -> None:
         self._broker, self._inner = broker, inner
-        _borrow(self, inner, "replay", "inbox", "ping")
+        _borrow(self, inner, "replay", "inbox", "ping", "acquire", "renew", "release")
 
     async def send(self, batch: Sequence[Outgoing]) -> None:
         await self._broker.sends(self._inner, batch)

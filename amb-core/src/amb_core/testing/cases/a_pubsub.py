@@ -37,7 +37,7 @@ async def A1_a_hundred_messages_arrive_once_and_unchanged(t: Target) -> None:
 async def A2_subscribe_returns_when_live(t: Target) -> None:
     """What is published right after subscribe() returned is received, 200 of 200 times."""
     bus = t.bus()
-    for number in range(200):
+    for number in range(t.scaled(200, 50)):
         seen = t.recorder()
         subscription = await bus.subscribe(t.topic("round", str(number % 20)), seen)
         await t.ledger.publish(bus, t.topic("round", str(number % 20)), number)
@@ -117,6 +117,7 @@ async def A6_unsubscribed_means_never_again(t: Target) -> None:
     last = await t.ledger.publish(bus, t.topic("a"), 20)
     await leaving.reaches(11)
     assert leaving.ids[10:] == [last], "what was published while it was away came after all"
+    await staying.reaches(21)
     t.ledger.check(staying)
 
 
@@ -251,7 +252,7 @@ async def A13_handlers_may_use_the_bus(t: Target) -> None:
         topic = t.topic("inner", str(message.data))
         subscription = await bus.subscribe(topic, inner)
         await bus.publish(topic, message.data)
-        await inner.reaches(message.data + 1)
+        await eventually(lambda: message.data in inner.data, "the inner handler was not called")
         await bus.unsubscribe(subscription)
         await bus.publish(t.topic("answers"), message.data)
 

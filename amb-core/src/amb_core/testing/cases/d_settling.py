@@ -65,7 +65,8 @@ async def D2_manual_mode_waits_for_the_verdict(t: Target) -> None:
     calls = [one for one in seen.seen if one.id == left]
     assert len(calls) == 2, f"after the lease came {seen.data[2:]}"
     gap = calls[1].time - calls[0].time
-    assert gap >= 0.8 * t.lease, f"the lease is {t.lease} s, and it came again after {gap:.2f} s"
+    # The lease began when the broker handed the message over; a busy machine calls the handler later.
+    assert gap >= 0.5 * t.lease, f"the lease is {t.lease} s, and it came again after {gap:.2f} s"
     assert calls[1].attempt == 2, f"the second delivery is attempt {calls[1].attempt}"
     await seen.stays_at(3, t.watch)
     await bus.disconnect()
@@ -108,7 +109,10 @@ async def D3_nack_brings_the_original_again(t: Target) -> None:
                 f"{seen.name}, attempt {one.attempt}: data {one.message.data}"
             )
             assert one.message.key == "k", f"{seen.name}, attempt {one.attempt}: key {one.message.key}"
-    assert sorted(returned) == sorted([1, 2, 3] * len(everybody)), f"awaiting nack() returned in attempts {returned}"
+    await eventually(
+        lambda: sorted(returned) == sorted([1, 2, 3] * len(everybody)),
+        lambda: f"awaiting nack() returned in attempts {returned}",
+    )
 
 
 @case("D4", needs="retry_delay", within=90)
@@ -348,8 +352,9 @@ async def D12_the_count_survives_the_consumer(t: Target) -> None:
     async def nack(message: Message) -> None:
         await message.nack(delay=pause)
 
-    # Without delays of the broker's own a pause is the process's, and so is the attempt after it.
-    pause = 0.3 if t.capabilities.delay != "none" else 0.0
+    # Without delays of the broker's own a pause is the process's, and so is the attempt after it. With them it is long
+    # enough that the process is killed in it, and not in the middle of the next retry, which may deliver twice.
+    pause = 1.5 if t.capabilities.delay != "none" else 0.0
     bus, again, publisher = t.bus(), t.recorder("the next", "workers"), t.bus()
     if t.capabilities.single_process:
         seen = t.recorder("the first", "workers", nack)

@@ -150,7 +150,7 @@ async def E5_a_retry_concerns_one_group_and_one_message(t: Target) -> None:
     one = t.recorder("the failing group", "a", failing("bad", times=1))
     two = t.recorder("the other group", "b")
     alone = t.recorder("ungrouped")
-    await bus.subscribe(t.topic("jobs"), one, retries=2, retry_delay=1.0, concurrency=1, **t.group("a"))
+    await bus.subscribe(t.topic("jobs"), one, retries=2, retry_delay=2.0, concurrency=1, **t.group("a"))
     await bus.subscribe(t.topic("jobs"), two, **t.group("b"))
     await bus.subscribe(t.topic("jobs"), alone)
     await t.ledger.publish_many(bus, t.topic("jobs"), ["bad", *range(20)])
@@ -183,7 +183,7 @@ async def E6_retries_go_on_after_a_restart(t: Target) -> None:
     assert seen.attempts == [1, 2, 3, 4], f"attempts {seen.attempts}"
 
 
-@case("E7", needs=("durable_groups", "replay"))
+@case("E7", needs=("durable_groups",))
 async def E7_redrive(t: Target) -> None:
     """A dead letter that is put back returns to its topic once, with its attempts starting anew, for its group only."""
     broken = True
@@ -268,10 +268,11 @@ async def E10_time_to_live(t: Target) -> None:
     if t.capabilities.ttl == "envelope":
         await eventually(lambda: bus.stats.expired >= 1, "an expired message was not counted", 5)
     retried = t.recorder("the failing handler", None, failing())
-    await bus.subscribe(t.topic("retry"), retried, retries=3, retry_delay=1.5, **t.group())
-    await t.ledger.publish(bus, t.topic("retry"), 1, ttl=1.0)
+    # Long enough for a busy machine to deliver it once: a topic that is new to broker and client may take a second.
+    await bus.subscribe(t.topic("retry"), retried, retries=3, retry_delay=5.0, **t.group())
+    await t.ledger.publish(bus, t.topic("retry"), 1, ttl=4.0)
     await retried.reaches(1, t.patience)
-    await retried.stays_at(1, max(t.watch, 3.0))
+    await retried.stays_at(1, max(t.watch, 6.5))
 
 
 @case("E11")

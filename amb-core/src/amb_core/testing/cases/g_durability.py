@@ -32,7 +32,7 @@ async def G1_everybody_leaves(t: Target) -> None:
     t.ledger.check(seen)
 
 
-@case("G2", needs=("durable", "durable_groups"), within=120)
+@case("G2", needs=("durable", "durable_groups"), within=200)
 async def G2_five_times_open_and_closed(t: Target) -> None:
     """5,000 messages in five batches, everything closed and opened in between."""
     seen = t.recorder("the consumer", "workers")
@@ -49,7 +49,7 @@ async def G2_five_times_open_and_closed(t: Target) -> None:
                 )
         await bus.disconnect()
     await t.bus().subscribe(t.topic("jobs"), seen, group="workers")
-    await t.ledger.drained(seen, within=30)
+    await t.ledger.drained(seen, within=100)
     await anyio.sleep(t.watch)
     t.ledger.check(seen)
 
@@ -103,7 +103,10 @@ async def _comes_through(t: Target, publisher: MessageBus, topic: str, seen: Rec
     """Publish until one arrives; seconds until then."""
     began = time.monotonic()
     while time.monotonic() - began < t.patience:
-        id = await t.ledger.publish(publisher, topic, "probe")
+        try:
+            id = await t.ledger.publish(publisher, topic, "probe")
+        except BrokerUnavailable:  # the next try to connect may be further off than the publisher waits
+            continue
         with anyio.move_on_after(0.5):
             await eventually(lambda: id in seen.ids, "", 1.0)  # noqa: B023
             return time.monotonic() - began
@@ -210,8 +213,9 @@ async def _answers_again(t: Target, bus: MessageBus) -> None:
 async def G8_publishing_in_an_outage(t: Target) -> None:
     """A publish in an outage is an error or delivered later; what the broker may have got is called unknown."""
     proxy, broker = await t.proxied()
-    bus, consumer, seen = t.bus(broker, publish_timeout=1.0), t.bus(), t.recorder("the consumer")
+    bus, consumer, seen = t.bus(broker, publish_timeout=2.0), t.bus(), t.recorder("the consumer")
     await consumer.subscribe(t.topic("jobs"), seen)
+    await t.ledger.publish(consumer, t.topic("jobs"), "the first on its topic, which may have to be made")
     await t.ledger.publish(bus, t.topic("jobs"), "before")
     proxy.refuse()
     began = time.monotonic()

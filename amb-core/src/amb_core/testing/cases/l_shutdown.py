@@ -156,7 +156,7 @@ async def L5_use_after_closing(t: Target) -> None:
 async def L6_cancelling_a_receive(t: Target) -> None:
     """A receive that is cancelled at any moment loses nothing and repeats nothing."""
     group = "workers" if t.capabilities.groups else None
-    total, got = 200, list[int]()
+    total, got = t.scaled(200, 60), list[int]()
     async with t.connect() as connection, connection.open(t.source(t.topic("raw"), group)) as feed:
 
         async def publish() -> None:

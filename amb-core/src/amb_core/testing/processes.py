@@ -1,4 +1,4 @@
-"""A consumer in a process of its own, that can be killed."""
+"""Programs in processes of their own, that can be ended in an orderly way, killed and frozen, for fault tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -20,9 +20,15 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from ..broker import Broker
 from ._wait import eventually
 
+__all__ = ["Child"]
+
 
 class Child:
-    """The parent's end of a `python -m amb_core.testing.child`."""
+    """A process that tells what happens to it in lines of JSON with an ``"event"``, and may be told something.
+
+    Make one with ``async with Child.running(broker, topic, options)``: a consumer that the kit brings; or with
+    ``async with Child.program(command)`` for a program of your own.
+    """
 
     def __init__(self, process: anyio.abc.Process) -> None:
         self._process = process
@@ -32,24 +38,40 @@ class Child:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, broker: Broker, topic: str, options: dict[str, Any]) -> AsyncIterator[Child]:
-        """A child that subscribes to `topic`; killed on the way out."""
-        command = [sys.executable, "-m", "amb_core.testing.child"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    async def program(
+        cls, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Child]:
+        """A running program; killed on the way out. It finds the modules that this process finds, and the
+        variables in `environment` beside this process's own. Its standard error goes where ours goes."""
+        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         process = await anyio.open_process(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, env=environment
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None,
+            env={**os.environ, **paths, **(environment or {})},
+        )  # fmt: skip
         child = cls(process)
         async with process, anyio.create_task_group() as group:
             group.start_soon(child._read)
             try:
-                await child._write(base64.b64encode(pickle.dumps((broker, topic, options))))
                 yield child
             finally:
                 with anyio.CancelScope(shield=True):
                     child.kill()
                     await process.wait()
                 group.cancel_scope.cancel()
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, broker: Broker, topic: str, options: dict[str, Any]) -> AsyncIterator[Child]:
+        """A ``python -m amb_core.testing.child`` that subscribes to `topic` with the `options` of
+        `MessageBus.subscribe`, and says ``ready`` then; ``options["then"]`` is what its handler does."""
+        async with cls.program([sys.executable, "-m", "amb_core.testing.child"]) as child:
+            await child._write(base64.b64encode(pickle.dumps((broker, topic, options))))
+            yield child
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     async def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
@@ -87,8 +109,12 @@ class Child:
         assert len(self.events(name)) >= count, f"the consumer process ended after {self.journal!r}"
         return self.events(name)
 
+    def terminate(self) -> None:
+        """SIGTERM: what a deployment sends first."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL: no chance to do anything."""
         self._signal(signal.SIGKILL)
 
     def freeze(self) -> None:
@@ -101,11 +127,16 @@ class Child:
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
-            self._process.send_signal(number)
+            with suppress(ProcessLookupError):  # it has just ended
+                self._process.send_signal(number)
+
+    async def ends(self, within: float = 15.0) -> int:
+        """Its exit code (minus the signal that killed it), when it has ended. Raises: TimeoutError."""
+        with anyio.fail_after(within):
+            return await self._process.wait()
 
     async def stop(self, within: float = 15.0) -> None:
         """Have it disconnect, and wait until it has ended."""
         await self.tell(do="stop")
         await self.event("stopped", within=within)
-        with anyio.fail_after(within):
-            await self._process.wait()
+        await self.ends(within)
