@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import secrets
@@ -12,10 +11,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-from amb_core.broker import Connection, Feed, Incoming, Outgoing, Source
-from amb_core.errors import AmbError, ConfigurationError, NoResponders, PartialFailure, PublishUnknown, UnsupportedError
+from amb_core.broker import Connection, Feed, Incoming, Outgoing, Source, is_inbox
+from amb_core.concurrency import require_asyncio
+from amb_core.errors import AmbError, NoResponders, PartialFailure, PublishUnknown, UnsupportedError
 
 from . import _scripts
+from ._elections import Elections
 from ._errors import translate
 from ._feed import StreamFeed
 from ._links import Command, Reply, checked
@@ -24,7 +25,7 @@ from ._replay import replay
 from ._servers import Servers
 from ._topology import servers
 from ._trim import Trimmer
-from ._wire import Names, entry_fields, is_inbox, lane_of, to_frame
+from ._wire import Names, entry_fields, lane_of, to_frame
 
 if TYPE_CHECKING:
     from .broker import RedisBroker
@@ -42,24 +43,22 @@ _LEAVING = 3.0
 @asynccontextmanager
 async def connect(options: RedisBroker) -> AsyncIterator[Connection]:
     """See `amb_core.broker.Broker.connect`."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigurationError(
-            "RedisBroker runs on asyncio only (uvloop included): run the program with it, or use the memory broker"
-        ) from None
+    require_asyncio("RedisBroker")
     async with servers(options) as found:
         yield RedisConnection(options, found)
 
 
 class RedisConnection:
-    """`Connection`, `Replays` and `ReportsHealth` on Redis."""
+    """`Connection`, `Replays`, `Elects` and `ReportsHealth` on Redis."""
 
     def __init__(self, options: RedisBroker, found: Servers) -> None:
         self._options = options
         self._servers = found
         self._names = Names(options.prefix)
         self._trimmer = Trimmer(options, found, self._names)
+        elections = Elections(found, self._names, options.wait_replicas, options.response_timeout)
+        #: See `amb_core.broker.Elects`.
+        self.acquire, self.renew, self.release = elections.acquire, elections.renew, elections.release
         self._consumer = secrets.token_hex(6)
         self._serial = itertools.count()
         self._registered: dict[str, float] = {}

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
-from amb_core.broker import Incoming, Settlement, Source, Token
+from amb_core.broker import Backlog, Incoming, Settlement, Source, Token
 from amb_core.errors import AmbError, Unavailable
 from amb_core.topics import compile_pattern, is_pattern
 from redis.exceptions import NoScriptError
 
 from . import _scripts
+from ._backlog import backlog
 from ._errors import NATIVE, translate
 from ._lanes import Lane, Topic
 from ._leases import Leases
@@ -45,7 +46,7 @@ _FORGET = 60.0
 
 
 class StreamFeed:
-    """`Feed` and `ExtendsLease` on the streams of one topic, or of all that match a pattern."""
+    """`Feed`, `ExtendsLease` and `TellsBacklog` on the streams of one topic, or of all that match a pattern."""
 
     def __init__(self, options: RedisBroker, found: Servers, names: Names, source: Source, consumer: str) -> None:
         self.source = source
@@ -344,6 +345,13 @@ class StreamFeed:
             await self._leases.settle(outcomes)
         else:
             self._stash += self._leases.given_back(outcomes)
+
+    async def backlog(self) -> Backlog:
+        """See `amb_core.broker.TellsBacklog`. Without a group the server knows of no reader."""
+        if not self._group:
+            return Backlog()
+        lanes = [lane for topic in self._topics.values() for lane in topic.lanes.values()]
+        return await backlog(self._servers, self._group, lanes, f"count what waits for {self.source.pattern!r}")
 
     async def extend(self, tokens: Sequence[Token]) -> None:
         """See `amb_core.broker.ExtendsLease.extend`."""

@@ -3,14 +3,30 @@
 Every script takes the *base* of a topic's keys, ``prefix:{topic}:``, and appends the names of
 `amb_redis._wire`: ``s`` normal and ``x`` express stream, ``r:<group>`` what a group gets again,
 ``d`` delayed messages by due time (ms), ``w`` a bell for those who wait, ``o:<group>`` who
-reads an ordered group. They share a hash tag, so one cluster node holds them all.
+reads an ordered group, ``l`` the token of the leader, ``f`` the last token given.
+They share a hash tag, so one cluster node holds them all.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-__all__ = ["ACK", "BIND", "DELAY", "EXTEND", "LEAVE", "LOAD", "READ", "REGISTER", "REQUEUE", "TRIM", "Script"]
+__all__ = [
+    "ACK",
+    "BIND",
+    "DELAY",
+    "ELECT",
+    "EXTEND",
+    "LEAVE",
+    "LOAD",
+    "READ",
+    "REGISTER",
+    "REMAIN",
+    "REQUEUE",
+    "RESIGN",
+    "TRIM",
+    "Script",
+]
 
 
 class Script:
@@ -350,5 +366,29 @@ end
 return {redis.call('XLEN', key), holder}
 """)
 
-#: Teaches a server all of them.
+# KEYS: a base. ARGV: for how long (ms). Returns the token, or nothing if there is a leader. A token is also the
+# time (microseconds), so that one from before the counter was lost is lower.
+ELECT = Script("""
+if redis.call('EXISTS', KEYS[1] .. 'l') == 1 then return false end
+local t = redis.call('TIME')
+local last = tonumber(redis.call('GET', KEYS[1] .. 'f') or '0')
+local token = string.format('%.0f', math.max(last + 1, t[1] * 1000000 + t[2]))
+redis.call('SET', KEYS[1] .. 'f', token)
+redis.call('SET', KEYS[1] .. 'l', token, 'PX', ARGV[1])
+return token
+""")
+
+# KEYS: a base. ARGV: the token, for how long (ms). Returns whether it still leads.
+REMAIN = Script("""
+if redis.call('GET', KEYS[1] .. 'l') ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1] .. 'l', ARGV[2])
+""")
+
+# KEYS: a base. ARGV: the token.
+RESIGN = Script("""
+if redis.call('GET', KEYS[1] .. 'l') ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1] .. 'l')
+""")
+
+#: Teaches a server those that run often.
 LOAD = [("SCRIPT", "LOAD", s.source) for s in (REGISTER, DELAY, BIND, READ, ACK, REQUEUE, EXTEND, LEAVE, TRIM)]

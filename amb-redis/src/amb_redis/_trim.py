@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amb_core.broker import Outgoing
+from amb_core.broker import Outgoing, is_inbox
 from amb_core.topics import compile_pattern
 
 from . import _scripts
 from ._servers import Servers
-from ._wire import Names, is_inbox, lane_of
+from ._wire import Names, lane_of
 
 if TYPE_CHECKING:
     from .broker import RedisBroker

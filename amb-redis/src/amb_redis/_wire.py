@@ -4,11 +4,13 @@ described for other languages in ``docs/wire-format``."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 import msgspec
-from amb_core.broker import INBOX_PREFIX, Outgoing
+from amb_core.broker import Outgoing, is_inbox
+from amb_core.lanes import is_express
+from amb_core.serializer import json_reader
 
 __all__ = [
     "EXPRESS",
@@ -18,7 +20,6 @@ __all__ = [
     "entry_fields",
     "from_entry",
     "from_frame",
-    "is_inbox",
     "lane_of",
     "to_frame",
 ]
@@ -26,17 +27,12 @@ __all__ = [
 NORMAL, EXPRESS = b"s", b"x"
 _FRAME = b"AMB1 "
 _encode = msgspec.json.Encoder().encode
-_headers = msgspec.json.Decoder(dict[str, str]).decode
-
-
-def is_inbox(topic: str) -> bool:
-    """Whether the topic is a private reply address, which is never stored."""
-    return topic.startswith(INBOX_PREFIX)
+_headers = json_reader(dict[str, str])
 
 
 def lane_of(priority: int) -> bytes:
     """The stream that carries the priority: CRITICAL, URGENT and HIGH have the express one."""
-    return EXPRESS if priority < 3 else NORMAL
+    return EXPRESS if is_express(priority) else NORMAL
 
 
 class Names:
@@ -100,11 +96,9 @@ def from_entry(fields: Sequence[bytes], again: bool = False) -> Entry:
     """What the fields say. Whatever a foreign producer has added becomes a header.
 
     `again`: the entry is from a group's own stream, where attempt and position come last."""
-    if len(fields) == 4 and fields[0] == b"body" and fields[2] == b"headers":
-        try:
-            return Entry(fields[1], _headers(fields[3]))
-        except msgspec.MsgspecError:
-            pass
+    plain = len(fields) == 4 and fields[0] == b"body" and fields[2] == b"headers"
+    if plain and (ours := _headers(fields[3])) is not None:
+        return Entry(fields[1], ours)
     base, position, end = 0, None, len(fields)
     if again:
         base, position, end = int(fields[-3]) - 1, fields[-1].decode(), end - 4
@@ -115,17 +109,11 @@ def from_entry(fields: Sequence[bytes], again: bool = False) -> Entry:
         elif name == b"key":
             key = _text(value)
         elif name == b"headers":
-            headers.update(_read_headers(value))
+            found = _headers(value)
+            headers |= {"headers": _text(value)} if found is None else found
         else:
             headers[_text(name)] = _text(value)
     return Entry(body, headers, key, base, position)
-
-
-def _read_headers(value: bytes) -> Mapping[str, str]:
-    try:
-        return _headers(value)
-    except msgspec.MsgspecError:
-        return {"headers": _text(value)}
 
 
 def _text(value: bytes) -> str:
@@ -137,7 +125,7 @@ class _Frame(msgspec.Struct, omit_defaults=True):
     key: str | None = None
 
 
-_frame = msgspec.json.Decoder(_Frame).decode
+_frame = json_reader(_Frame)
 
 
 def to_frame(message: Outgoing) -> bytes:
@@ -149,10 +137,6 @@ def from_frame(data: bytes) -> Entry:
     """What a frame says. One without the envelope is a foreign message: all of it is the body."""
     if data.startswith(_FRAME):
         head, found, body = data[len(_FRAME) :].partition(b"\n")
-        try:
-            frame = _frame(head)
-        except msgspec.MsgspecError:
-            return Entry(data, {})
-        if found:
+        if found and (frame := _frame(head)) is not None:
             return Entry(body, frame.headers, frame.key)
     return Entry(data, {})

@@ -113,6 +113,7 @@ class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 order="topic",
                 no_responders=not self.cluster_nodes,
                 max_message=MAX_BODY,
+                elections=True,
             )
         return Capabilities(
             durable=True,
@@ -131,6 +132,7 @@ class RedisBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             priority="lanes",
             return_unstarted=True,
             max_message=MAX_BODY,
+            elections=True,
         )
 
     def connect(self) -> AbstractAsyncContextManager[Connection]:
