@@ -51,6 +51,12 @@ def metadata(folder: Path) -> dict[str, str]:
     return {"name": project["name"], "version": project["version"], "package": project["name"].replace("-", "_")}
 
 
+def packages(folder: Path) -> set[str]:
+    """Every package that a distribution brings."""
+    wheel = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    return {Path(package).name for package in wheel["packages"]}
+
+
 def build(folder: Path, into: Path) -> list[Path]:
     """The sdist of a distribution, and the wheel built from it. Raises: BuildFailed with what the build said."""
     before = set(into.glob("*"))

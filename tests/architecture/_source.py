@@ -13,9 +13,13 @@ from scripts import build
 
 ROOT = build.ROOT
 CORE = ROOT / "amb-core" / "src" / "amb_core"
+#: What is built on the bus.
+KERNEL = ROOT / "amb-kernel" / "src" / "amb_kernel"
 #: The package folder of every backend.
 BACKENDS = [
-    folder / "src" / build.metadata(folder)["package"] for folder in build.folders() if folder.name != "amb-core"
+    folder / "src" / build.metadata(folder)["package"]
+    for folder in build.folders()
+    if folder.name not in ("amb-core", "amb-kernel")
 ]
 
 

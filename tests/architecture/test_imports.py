@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,15 @@ import pytest
 
 #: CPU time, not the clock's: other processes must not fail this test.
 LIMIT = 0.060
+#: What a machine at rest that the limit is for takes for `_YARDSTICK`, in seconds. On a busy one processor time grows
+#: too, as caches and cores are shared, by as much for the one as for the other.
+YARD = 0.078
+_YARDSTICK = """
+import time
+start = time.process_time()
+import argparse, asyncio, decimal, email.message, http.client, inspect, uuid
+print(time.process_time() - start)
+"""
 _MEASURE = """
 import json, sys, time
 before = set(sys.modules)
@@ -22,7 +32,20 @@ print(json.dumps({"spent": spent, "loaded": sorted(set(sys.modules) - before)}))
 #: Client libraries, test tools, and what only parts of the core need.
 UNWANTED = {
     *("amb_redis", "redis", "aiokafka", "kafka", "nats", "aio_pika", "aiormq", "pika", "boto3", "botocore", "azure"),
-    *("click", "hypothesis", "opentelemetry", "pluggy", "pydantic", "pytest", "tenacity", "trio", "uvloop", "yaml"),
+    *(
+        "click",
+        "google",
+        "grpc_tools",
+        "hypothesis",
+        "opentelemetry",
+        "pluggy",
+        "pydantic",
+        "pytest",
+        "tenacity",
+        "trio",
+        "uvloop",
+    ),
+    "yaml",
 }
 
 
@@ -43,8 +66,16 @@ def test_importing_the_core_loads_no_client_library() -> None:
 
 
 def test_importing_the_core_takes_less_than_60_ms() -> None:
-    best = min(measured()["spent"] for _ in range(5))
-    assert best < LIMIT, f"{best * 1000:.0f} ms of CPU time"
+    # What else the machine does only ever adds: the lowest counts, and one that is low enough is enough.
+    best = yard = math.inf
+    for _ in range(25):
+        best, yard = min(best, measured()["spent"]), min(yard, float(fresh(_YARDSTICK)))
+        if best < LIMIT:
+            break
+    limit = LIMIT * max(1.0, yard / YARD)
+    assert best < limit, (
+        f"{best * 1000:.0f} ms of CPU time; {limit * 1000:.0f} ms where the yardstick takes {yard:.3f} s"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import amb_core
 import pytest
 
-from ._source import BACKENDS, CORE, Import, calls, dotted, imports, modules, place, tree
+from ._source import BACKENDS, CORE, KERNEL, Import, calls, dotted, imports, modules, place, tree
 
 #: All that a backend may take from the core.
 PUBLIC = {
@@ -26,11 +28,17 @@ PUBLIC = {
 DEPENDENCIES = {"amb_core", "anyio", "click", "msgspec", "pluggy", "tenacity"}
 #: Needed by a part of the core that is asked for by name; imported there and only then.
 ON_DEMAND = {
+    "fastavro": {"serializers"},
+    "google": {"serializers"},
     "trio": {"concurrency.py", "_lifecycle.py", "testing"},
     "uvloop": {"testing", "cli"},
     "hypothesis": {"testing"},
     "pytest": {"testing"},
+    "opentelemetry": {"observability"},
+    "prometheus_client": {"observability"},
 }
+#: Modules that are imported on demand as a whole.
+LATE = {"_avro.py", "_opentelemetry.py", "_prometheus.py", "_proto.py", "_proto_schema.py", "_spans.py"}
 #: The modules that know an event loop by its name.
 LOOPS = {"amb_core.concurrency", "amb_core._lifecycle"}
 #: Where the core may name brokers: what to install, the documented import paths, the examples of the command line.
@@ -110,7 +118,20 @@ def test_what_only_some_parts_need_is_imported_there() -> None:
         for path in core_modules()
         for found in imports(path)
         if (homes := ON_DEMAND.get(foreign(found) or ""))
-        and (path.relative_to(CORE).parts[0] not in homes or (found.eager and "testing" not in path.parts))
+        and (
+            path.relative_to(CORE).parts[0] not in homes
+            or (found.eager and "testing" not in path.parts and path.name not in LATE)
+        )
+    ]
+    assert not wrong, wrong
+
+
+def test_what_is_imported_on_demand_is_not_imported_otherwise() -> None:
+    wrong = [
+        f"{found.where}: {found.module}.{found.name}"
+        for path in core_modules()
+        for found in imports(path)
+        if found.eager and {f"{found.name}.py", f"{found.module.rpartition('.')[2]}.py"} & LATE
     ]
     assert not wrong, wrong
 
@@ -191,3 +212,56 @@ def test_the_adapters_are_lazy() -> None:
         if found.eager and foreign(found) == "amb_core" and found.module not in {"amb_core.adapters", "amb_core.errors"}
     ]
     assert not wrong, wrong
+
+
+def test_the_kernel_uses_public_names_only() -> None:
+    """What `amb_core` itself offers, and the modules that every backend may use."""
+    offered = {f"amb_core.{name}" for name in amb_core.__all__}
+    wrong = [
+        f"{found.where}: {found.module} {found.name}"
+        for path in modules(KERNEL.parent)
+        for found in imports(path)
+        if found.module.partition(".")[0] == "amb_core"
+        and found.name not in ("*", "__all__", "")
+        and f"{found.module}.{found.name}" not in PUBLIC | offered | {"amb_core.adapters"}
+        and (found.module not in PUBLIC or found.name.startswith("_"))
+    ]
+    assert not wrong, wrong
+
+
+def test_the_kernel_reads_no_private_attribute_of_anybody() -> None:
+    """Its own objects' apart: what it needs of the bus, the bus offers."""
+    wrong = [
+        f"{place(path, node)}: {ast.unparse(node)}"
+        for path in modules(KERNEL)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        if ast.unparse(node.value) != "self"
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", [CORE, *BACKENDS], ids=lambda package: package.name)
+def test_nothing_that_the_kernel_is_built_on_knows_it(package: Path) -> None:
+    wrong = [
+        found.where
+        for path in modules(package)
+        for found in imports(path)
+        if found.module.partition(".")[0] in ("amb_kernel", "agent_os")
+    ]
+    assert not wrong, wrong
+
+
+def test_the_bus_runs_without_the_kernel() -> None:
+    """Nothing that a bus does loads it."""
+    code = """
+import anyio, sys
+from amb_core import MessageBus
+async def main():
+    async with MessageBus("memory") as bus:
+        await bus.publish("a", 1)
+anyio.run(main)
+print([name for name in sys.modules if name.partition(".")[0] in ("amb_kernel", "agent_os")])
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

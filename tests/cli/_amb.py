@@ -53,9 +53,9 @@ def amb(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None, 
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def command(*arguments: str) -> list[str]:
-    """``amb`` of the interpreter that runs the tests."""
-    return [sys.executable, "-m", "amb_core.cli", *arguments]
+def command(*arguments: str, module: str = "amb_core.cli") -> list[str]:
+    """``amb``, or another program, of the interpreter that runs the tests."""
+    return [sys.executable, "-m", module, *arguments]
 
 
 class Running:
@@ -91,12 +91,21 @@ class Running:
 
 @contextmanager
 def started(
-    *arguments: str, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    module: str = "amb_core.cli",
 ) -> Iterator[Running]:
-    """An ``amb`` in the background, killed at the end if it is still there."""
+    """An ``amb``, or another program, in the background, killed at the end if it is still there."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(env), cwd=cwd
+            command(*arguments, module=module),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment(env),
+            cwd=cwd,
         )
     try:
         yield Running(process, log)

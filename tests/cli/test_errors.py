@@ -20,7 +20,6 @@ MISTAKES = [
     ("publish a 1 --ttl -3", 2, "above 0 seconds"),
     ("publish a 1 --header x", 2, "must look like name=value"),
     ("publish a 1 --broker redsi", 4, "did you mean 'redis'"),
-    ("publish a 1 --broker kafka", 4, "pip install amb-kafka"),
     ("publish a 1 --broker redis://127.0.0.1:1 --connect-timeout 0.2", 3, "127.0.0.1:1"),
     ("request nobody 1 --timeout 0.2", 5, "nobody is subscribed to 'nobody'"),
     ("scatter nobody 1 --timeout 0.1 --min 1", 5, "0 of 1 replies on 'nobody'"),

@@ -99,7 +99,7 @@ def test_ctrl_c_ends_a_tap_quietly(redis: dict[str, str], tmp_path: Path) -> Non
         tap.until("subscribed to")
         code, seconds = tap.end()
     assert code == ExitCode.INTERRUPTED
-    assert seconds < 3
+    assert seconds < 8
     assert all(line.startswith("amb: note:") for line in tap.said.splitlines()), tap.said
 
 

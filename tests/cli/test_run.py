@@ -34,7 +34,7 @@ def test_a_program_in_memory_ends_on_sigterm_and_on_ctrl_c_with_0(tmp_path: Path
         with started("run", target, log=tmp_path / "log", cwd=tmp_path) as running:
             running.until("is live on InMemoryBroker")
             code, seconds = running.end(how)
-        assert (code, seconds < 3) == (0, True)
+        assert (code, seconds < 8) == (0, True)
         assert "lives inside one process" in running.said
 
 
@@ -53,7 +53,7 @@ def test_a_worker_that_is_killed_is_started_again_and_sigterm_leaves_no_process(
         assert len(set(third)) == 3
         assert amb("request", "who", "1", env=redis).out == "first\n"
         code, seconds = running.end(signal.SIGTERM)
-        assert (code, seconds < 5) == (0, True)
+        assert (code, seconds < 10) == (0, True)
         assert none_left(mark)
 
 

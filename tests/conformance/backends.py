@@ -9,7 +9,7 @@ import msgspec
 from amb_core import InMemoryBroker
 from amb_core.testing import Rig, rig_for
 
-from . import rig_redis
+from . import rig_azure, rig_kafka, rig_nats, rig_rabbitmq, rig_redis, rig_sqs
 
 __all__ = ["BACKENDS", "memory"]
 
@@ -27,7 +27,13 @@ def memory() -> Iterator[Rig]:
 #: Starts what the backend needs, yields its rig, stops it again.
 BACKENDS: Mapping[str, Callable[[], AbstractContextManager[Rig]]] = {
     "memory": memory,
+    "azure": rig_azure.servicebus,
+    "kafka": rig_kafka.kafka,
+    "nats": rig_nats.core,
+    "nats-jetstream": rig_nats.jetstream,
+    "rabbitmq": rig_rabbitmq.rabbitmq,
     "redis": rig_redis.streams,
     "redis-pubsub": rig_redis.pubsub,
     "redis-cluster": rig_redis.cluster,
+    "sqs": rig_sqs.sqs,
 }

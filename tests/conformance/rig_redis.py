@@ -18,7 +18,7 @@ from tests.servers.process import Server
 __all__ = ["cluster", "pubsub", "streams"]
 
 #: Seconds. Long enough that a busy machine extends leases in time, short enough to watch them run out.
-LEASE = 1.5
+LEASE = 2.0
 ABSENT = {"strict": "a topic is made by its first message: there is none to be missing"}
 
 

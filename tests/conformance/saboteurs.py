@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -223,6 +224,37 @@ async def _extends_nothing(feed: Feed, tokens: Sequence[Token]) -> None:
     """Says yes."""
 
 
+class _Electing:
+    """A broker in memory whose connections give a name to whom they should not."""
+
+    def __init__(self, **wrong: Callable[..., object]) -> None:
+        self._inner, self._wrong = _memory(), wrong
+        self.capabilities = self._inner.capabilities
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        async with self._inner.connect() as connection:
+            for name, verb in self._wrong.items():
+                setattr(connection, name, verb)
+            yield connection
+
+
+def _elects_everybody() -> Broker:
+    tokens = count(1)
+
+    async def acquire(name: str, seconds: float) -> int:
+        return next(tokens)
+
+    return _Electing(acquire=acquire)
+
+
+def _renews_for_anybody() -> Broker:
+    async def renew(name: str, token: int, seconds: float) -> bool:
+        return True
+
+    return _Electing(renew=renew)
+
+
 SABOTEURS: dict[str, Saboteur] = {
     "loses every 50th message": Saboteur(_sending(_every(50, lambda message: [])), ("A1", "A3", "C1")),
     "stores every 50th message twice": Saboteur(_sending(_every(50, lambda m: [m, m])), ("A1", "C1", "K1")),
@@ -262,6 +294,8 @@ SABOTEURS: dict[str, Saboteur] = {
     "makes one group of those with equal names": Saboteur(_opening(_shares_groups), ("C7",)),
     "ignores ordering keys": Saboteur(_opening(lambda s: msgspec.structs.replace(s, ordered_by=None)), ("F2", "F3")),
     "claims to extend leases": Saboteur(lambda: TamperedBroker(_memory(), extend=_extends_nothing), ("D10",)),
+    "elects everybody": Saboteur(_elects_everybody, ("O1", "O2", "O3")),
+    "renews for anybody": Saboteur(_renews_for_anybody, ("O2", "O3")),
     "claims durability": Saboteur(_claiming(durable=True), ("G1",)),
     "claims replay": Saboteur(_claiming(replay="time"), ("G9",)),
 }

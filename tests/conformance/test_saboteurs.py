@@ -22,7 +22,7 @@ WANTED = [(name, id) for name, saboteur in SABOTEURS.items() for id in saboteur.
 async def attempts(wanted: list[tuple[str, str]], make: Callable[[str], Broker]) -> Outcomes:
     """Run cases against brokers, many at a time."""
     outcomes: Outcomes = {}
-    limit = anyio.CapacityLimiter(24)
+    limit = anyio.CapacityLimiter(10)
 
     async def attempt(name: str, id: str) -> None:
         async with limit:

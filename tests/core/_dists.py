@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import amb_core._plugins
 import pytest
+from amb_core._registry import Registry
 
 #: A plugin module that registers one broker, under the name that is put in for NAME.
 BROKER = '''
@@ -48,7 +50,7 @@ def amb_register_brokers(register: BrokerRegister) -> None:
 
 
 class Dists:
-    """A folder of installed distributions, and a registry that has not looked at anything yet."""
+    """A folder of installed distributions, and a registry that knows nothing else and has not looked yet."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,6 +65,11 @@ class Dists:
         for module, source in modules.items():
             (self._folder / f"{module}.py").write_text(source)
 
+    def points(self) -> list[EntryPoint]:
+        """The entry points of this folder's distributions."""
+        found = distributions(path=[str(self._folder)])
+        return [point for dist in found for point in dist.entry_points if point.group == "amb"]
+
     def loaded(self) -> set[str]:
         """The modules of this folder that have been imported."""
         return {name for name in self.modules() if name in sys.modules}
@@ -72,12 +79,35 @@ class Dists:
         return {path.stem for path in self._folder.glob("*.py")}
 
 
+class _Without:
+    """Finds modules as if one package were not installed."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == self._package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def forget(package: str, patch: pytest.MonkeyPatch) -> None:
+    """Until the test ends, the package has not been imported."""
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        patch.delitem(sys.modules, name)
+
+
+def uninstall(package: str, patch: pytest.MonkeyPatch) -> None:
+    """Until the test ends, the package cannot be imported."""
+    forget(package, patch)
+    patch.setattr(sys, "meta_path", [_Without(package), *sys.meta_path])
+
+
 @contextmanager
 def dists(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Dists]:
     """`folder` on the path, with a fresh registry; afterwards nothing of it is left."""
     made = Dists(folder)
     patch.syspath_prepend(str(folder))
-    patch.setattr(amb_core._plugins, "_registry", None)
+    patch.setattr(amb_core._plugins, "_registry", Registry(find=made.points))
     try:
         yield made
     finally:

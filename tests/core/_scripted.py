@@ -35,6 +35,7 @@ class ScriptedFeed:
         self.left = False
         self.settled: list[Settlement] = []
         self.limits: list[int] = []
+        self.expected: list[int] = []
         self.extended: list[Token] = []
         self._coming: deque[Incoming] = deque()
         self._error: Exception | None = None
@@ -83,6 +84,9 @@ class ScriptedFeed:
         await self.broker.on_extend(self, tokens)
         self.extended.extend(tokens)
 
+    def expect(self, limit: int) -> None:
+        self.expected.append(limit)
+
     def verdicts(self) -> list[tuple[Token, str]]:
         return [(each.token, each.verdict) for each in self.settled]
 
@@ -100,7 +104,7 @@ class ScriptedConnection:
     @asynccontextmanager
     async def open(self, source: Source) -> AsyncIterator[Feed]:
         await self.broker.on_open(self, source)
-        feed = ScriptedFeed(self.broker, source)
+        feed = self.broker.feeding(self.broker, source)
         self.broker.feeds.append(feed)
         try:
             yield feed
@@ -123,6 +127,9 @@ class ScriptedBroker:
             "return_unstarted": True,
         }
         self.capabilities = Capabilities(**(declared | capabilities))
+        #: What it is made of: something with optional abilities, for a test of theirs.
+        self.connecting = ScriptedConnection
+        self.feeding = ScriptedFeed
         self.on_connect: Hook = nothing
         self.on_disconnect: Hook = nothing
         self.on_open: Hook = nothing
@@ -130,6 +137,7 @@ class ScriptedBroker:
         self.on_send: Hook = nothing
         self.on_settle: Hook = nothing
         self.on_extend: Hook = nothing
+        self.on_withdraw: Hook = nothing
         self.connections: list[ScriptedConnection] = []
         self.feeds: list[ScriptedFeed] = []
         self.sent: list[Outgoing] = []
@@ -140,7 +148,7 @@ class ScriptedBroker:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Connection]:
         await self.on_connect()
-        connection = ScriptedConnection(self)
+        connection = self.connecting(self)
         self.connections.append(connection)
         try:
             yield connection

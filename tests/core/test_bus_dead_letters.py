@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from amb_core import DeadLetterQueue, InMemoryBroker, Message, MessageBus
+from amb_core.broker import Outgoing
 
 from tests.core._help import DLQ, Collector, dead_letters, eventually, stays
 
@@ -141,6 +142,14 @@ async def test_single_dead_letters_are_retried_and_dropped_by_id(bus: MessageBus
     assert await bus.drop_dead_letters() == 1
     assert await bus.dead_letters() == []
     assert failing.data == [1, 2, 3, 1]
+
+
+async def test_dead_letters_behind_what_strangers_left_on_their_topic_are_found() -> None:
+    broker = InMemoryBroker()
+    async with broker.connect() as stranger, MessageBus(broker, dead_letter_queue=DLQ) as bus:
+        await stranger.send([Outgoing(DLQ.topic, b"{}", {}) for _ in range(150)])
+        await fail(bus, 1)
+        assert await bus.drop_dead_letters() == 1
 
 
 async def test_a_dead_letter_that_fails_again_becomes_a_dead_letter_again(bus: MessageBus) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import anyio
 import pytest
-from amb_core import InMemoryBroker, Message, MessageBus
+from amb_core import CircuitBreaker, InMemoryBroker, Message, MessageBus
 from amb_core.broker import Outgoing, Token
+from amb_core.errors import ConnectionLost
 
 from tests.core._help import Collector, eventually, stays
 from tests.core._scripted import ScriptedBroker, ScriptedConnection, ScriptedFeed
@@ -81,6 +82,71 @@ async def test_what_comes_just_when_a_subscription_pauses_is_given_back(broker: 
         (await broker.feed()).hand(2)
         await collector.wait()
     assert collector.data == [2]
+
+
+class Withdrawing(ScriptedFeed):
+    """A feed whose broker goes on to answer what it was asked for."""
+
+    withdrawals = 0
+
+    async def withdraw(self) -> None:
+        self.withdrawals += 1
+        await self.broker.on_withdraw(self)
+
+
+async def test_a_subscription_that_pauses_withdraws_what_it_asked_for(broker: ScriptedBroker) -> None:
+    broker.feeding, collector = Withdrawing, Collector()
+    async with connected(broker) as bus:
+        grouped, alone = await bus.subscribe("t", collector, group="g"), await bus.subscribe("u", collector)
+        feeds = [await broker.feed(), await broker.feed(pattern="u")]
+        grouped.pause()
+        alone.pause()
+        await eventually(lambda: not any(feed.receiving for feed in feeds), "nobody receives")
+        await eventually(lambda: feeds[0].withdrawals == 1, "what was asked for is withdrawn")  # type: ignore[attr-defined]
+        grouped.resume()
+        grouped.pause()
+        grouped.resume()  # before anything could be withdrawn
+        (await broker.feed()).hand(1)
+        await collector.wait()
+        assert [feed.withdrawals for feed in feeds] == [1, 0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("the line was cut"), OSError("not for the core to see")])
+async def test_a_feed_that_cannot_withdraw_is_opened_again(broker: ScriptedBroker, error: Exception) -> None:
+    async def fail(*_: Any) -> None:
+        raise error
+
+    broker.feeding, broker.on_withdraw, collector = Withdrawing, fail, Collector()
+    async with connected(broker) as bus:
+        subscription = await bus.subscribe("t", collector, group="g")
+        feed = await broker.feed()
+        subscription.pause()
+        await eventually(lambda: feed.left, "it gives back what it has")
+        subscription.resume()
+        (await broker.feed(2)).hand(1)
+        await collector.wait()
+
+
+async def test_an_open_breaker_leaves_to_others_what_is_under_way(broker: ScriptedBroker) -> None:
+    begun, go_on = list[Any](), anyio.Event()
+
+    async def fail(message: Message) -> None:
+        begun.append(message.data)
+        await go_on.wait()
+        raise RuntimeError("no")
+
+    broker.feeding = Withdrawing
+    async with connected(broker) as bus:
+        breaker = CircuitBreaker(failure_threshold=1, recovery_timeout=0.3)
+        await bus.subscribe("t", fail, group="g", circuit_breaker=breaker, concurrency=2)
+        (await broker.feed()).hand(1)
+        await eventually(lambda: begun == [1], "the first one")
+        feed = await broker.feed()
+        go_on.set()
+        await eventually(lambda: feed.withdrawals == 1, "what was asked for is withdrawn")  # type: ignore[attr-defined]
+        assert not feed.receiving
+        (await broker.feed()).hand(2)  # half open
+        await eventually(lambda: begun == [1, 2], "the second one")
 
 
 async def test_without_a_group_what_came_before_the_pause_is_kept(broker: ScriptedBroker) -> None:

@@ -122,14 +122,14 @@ async def test_a_dead_letter_of_what_only_this_process_knows_tells_the_broker_no
         await eventually(lambda: broker.topics() == ["dead"], "the dead letter")
         feed.hand(2)
         await collector.wait(3)
-        await stays(lambda: len(broker.feeds) == 1, "another feed", 0.2)
+        await stays(lambda: [one for one in broker.feeds if one.source.pattern == "t"] == [feed], "another feed", 0.2)
     assert [message.attempt for message in collector.messages[:2]] == [1, 2]
     assert feed.verdicts()[0] == (token, "ack")
 
 
-async def test_giving_up_waiting_for_a_verdict_does_not_hold_it_back(broker: ScriptedBroker) -> None:
-    collector, never = Collector(), anyio.Event()
-    broker.on_settle = hang_once(never)
+async def test_giving_up_waiting_for_a_verdict_neither_cancels_nor_repeats_it(broker: ScriptedBroker) -> None:
+    collector, answer = Collector(), anyio.Event()
+    broker.on_settle = hang_once(answer)
     async with connected(broker) as bus:
         await bus.subscribe("t", collector, group="g", ack_mode="manual")
         feed = await broker.feed()
@@ -137,7 +137,56 @@ async def test_giving_up_waiting_for_a_verdict_does_not_hold_it_back(broker: Scr
         (message,) = await collector.wait()
         with anyio.move_on_after(0.1):
             await bus.host.supervised[0].consumer.settler.told(_decided(message))
+        assert feed.verdicts() == []
+        answer.set()
         await eventually(lambda: feed.verdicts() == [(token, "ack")], "the acknowledgement")
+    assert feed.verdicts() == [(token, "ack")]
+
+
+@pytest.mark.parametrize("leave", ["disconnect", "unsubscribe"])
+async def test_leaving_does_not_cancel_and_repeat_a_verdict_that_is_being_told(
+    broker: ScriptedBroker, leave: str
+) -> None:
+    """A broker that had done half of it would do it twice: store the retry, say, and store it again."""
+    asked, answer, calls = anyio.Event(), anyio.Event(), 0
+
+    async def slow(feed: ScriptedFeed, outcomes: Sequence[Settlement]) -> None:
+        nonlocal calls
+        calls += 1
+        asked.set()
+        await answer.wait()
+
+    broker.on_settle = slow
+    async with connected(broker) as bus:
+        subscription = await bus.subscribe("t", Collector(RuntimeError("again")), group="g", retries=1, concurrency=1)
+        feed = await broker.feed()
+        (token,) = feed.hand(1)
+        await asked.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(bus.disconnect if leave == "disconnect" else subscription.unsubscribe)
+            await anyio.sleep(0.2)
+            answer.set()
+    assert (calls, feed.verdicts()) == (1, [(token, "retry")])
+
+
+async def test_a_broker_that_does_not_answer_holds_up_who_leaves_for_seconds_only(
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amb_core._settling.LAST_WORDS", 0.2)
+    asked = anyio.Event()
+
+    async def never(feed: ScriptedFeed, outcomes: Sequence[Settlement]) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    broker.on_settle = never
+    async with connected(broker) as bus:
+        await bus.subscribe("t", Collector(), group="g")
+        feed = await broker.feed()
+        feed.hand(1)
+        await asked.wait()
+        with anyio.fail_after(4.5):  # else LAST_WORDS of the way out, which is five
+            await bus.disconnect()
 
 
 def _decided(message: Message) -> Any:

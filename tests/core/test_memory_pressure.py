@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -27,10 +27,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
 
 
-@pytest.fixture
-async def tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """A task group that is cancelled when the test is over, and fails it when it hangs."""
-    with anyio.fail_after(20):
+@asynccontextmanager
+async def publishing() -> AsyncIterator[anyio.abc.TaskGroup]:
+    """A task group that is cancelled when the test is over, and fails it when it hangs.
+
+    Not a fixture: a scope that is cancelled around a fixture's ``yield`` stops the runner of the tests instead.
+    """
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             yield group
             group.cancel_scope.cancel()
@@ -101,8 +104,13 @@ async def test_each_publish_above_the_threshold_is_slowed_down() -> None:
         assert time.monotonic() - began < 0.05
 
 
-async def test_a_slow_topic_does_not_slow_another(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, bus.open(source("slow")), bus.open(source("fast")) as fast:
+async def test_a_slow_topic_does_not_slow_another() -> None:
+    async with (
+        publishing() as tasks,
+        SMALL.connect() as bus,
+        bus.open(source("slow")),
+        bus.open(source("fast")) as fast,
+    ):
         publishers = Publishers(bus, tasks)
         await publishers.start(*"12345", topic="slow")
         await publishers.start(*"abcd", topic="fast")
@@ -113,8 +121,8 @@ async def test_a_slow_topic_does_not_slow_another(tasks: anyio.abc.TaskGroup) ->
 # --- full
 
 
-async def test_publishers_wait_for_room_and_enter_in_the_order_they_came(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, bus.open(source("a")) as feed:
+async def test_publishers_wait_for_room_and_enter_in_the_order_they_came() -> None:
+    async with publishing() as tasks, SMALL.connect() as bus, bus.open(source("a")) as feed:
         publishers = Publishers(bus, tasks)
         await publishers.start(*"abcdefghij")
         assert publishers.done == list("abcd")
@@ -140,8 +148,13 @@ async def test_a_full_queue_with_overflow_raise_refuses_and_names_itself() -> No
             assert await take(feed) == ["4"]
 
 
-async def test_a_message_for_several_queues_enters_all_or_none(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, bus.open(source("a")) as full, bus.open(source("#")) as wide:
+async def test_a_message_for_several_queues_enters_all_or_none() -> None:
+    async with (
+        publishing() as tasks,
+        SMALL.connect() as bus,
+        bus.open(source("a")) as full,
+        bus.open(source("#")) as wide,
+    ):
         publishers = Publishers(bus, tasks)
         await publishers.start(*"1234")
         assert await take(wide) == list("1234")
@@ -152,8 +165,8 @@ async def test_a_message_for_several_queues_enters_all_or_none(tasks: anyio.abc.
         assert await take(full) == await take(wide) == ["5"]
 
 
-async def test_publishers_to_crossing_queues_do_not_wait_for_each_other_for_ever(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, AsyncExitStack() as stack:
+async def test_publishers_to_crossing_queues_do_not_wait_for_each_other_for_ever() -> None:
+    async with publishing() as tasks, SMALL.connect() as bus, AsyncExitStack() as stack:
         left = await stack.enter_async_context(bus.open(source("x.left")))
         right = await stack.enter_async_context(bus.open(source("x.right")))
         publishers = Publishers(bus, tasks)
@@ -172,8 +185,32 @@ async def test_publishers_to_crossing_queues_do_not_wait_for_each_other_for_ever
         assert got == Counter({**dict.fromkeys("12345678", 1), "wide one": 2, "wide two": 2, "wide three": 2})
 
 
-async def test_a_cancelled_publisher_leaves_no_trace_and_lets_the_next_in(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, bus.open(source("a")) as feed:
+async def test_a_publisher_who_was_slowed_down_and_comes_first_in_line_then_finds_the_room_that_is_there() -> None:
+    slowing = InMemoryBroker(max_queue_size=4, backpressure_delay=0.05, backpressure_threshold=0.5)
+    async with (
+        publishing() as tasks,
+        slowing.connect() as bus,
+        bus.open(source("x.*")) as left,
+        bus.open(source("x.right")) as right,
+    ):
+        for name in "12":
+            await send(bus, name, "x.right")
+        assert await take(left) == ["1", "2"]
+        for name in "34":
+            await send(bus, name, "x.right")
+        publishers = Publishers(bus, tasks)  # from here on the right is full, the left has room for two
+        await publishers.start("first", topic="x.left")  # is slowed down, and lines up after:
+        await publishers.start("second", topic="x.right")
+        assert publishers.done == []
+        while not publishers.done:
+            await anyio.sleep(0.01)
+        assert publishers.done == ["first"]
+        assert await take(left) == ["3", "4", "first"]
+        assert await take(right) == list("1234")
+
+
+async def test_a_cancelled_publisher_leaves_no_trace_and_lets_the_next_in() -> None:
+    async with publishing() as tasks, SMALL.connect() as bus, bus.open(source("a")) as feed:
         publishers = Publishers(bus, tasks)
         await publishers.start(*"abcdefg")
         publishers.scopes["f"].cancel()
@@ -189,8 +226,8 @@ async def test_a_cancelled_publisher_leaves_no_trace_and_lets_the_next_in(tasks:
         assert received in (list("abcdg"), list("abcdeg"))
 
 
-async def test_publishers_go_on_when_the_full_queue_is_gone(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus:
+async def test_publishers_go_on_when_the_full_queue_is_gone() -> None:
+    async with publishing() as tasks, SMALL.connect() as bus:
         publishers = Publishers(bus, tasks)
         async with bus.open(source("a", None)):
             await publishers.start(*"abcdef")
@@ -199,8 +236,8 @@ async def test_publishers_go_on_when_the_full_queue_is_gone(tasks: anyio.abc.Tas
         assert publishers.done == list("abcdef")
 
 
-async def test_waiting_publishers_hear_that_their_connection_closed(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as other, other.open(source("a")):
+async def test_waiting_publishers_hear_that_their_connection_closed() -> None:
+    async with publishing() as tasks, SMALL.connect() as other, other.open(source("a")):
         async with SMALL.connect() as bus:
             publishers = Publishers(bus, tasks)
             await publishers.start(*"abcde")
@@ -238,8 +275,13 @@ async def test_delayed_and_withheld_messages_take_room() -> None:
 # --- cancelled at bad moments
 
 
-async def test_a_cancelled_receive_loses_nothing_and_passes_its_call_on(tasks: anyio.abc.TaskGroup) -> None:
-    async with SMALL.connect() as bus, bus.open(source("a")) as first, bus.open(source("a")) as second:
+async def test_a_cancelled_receive_loses_nothing_and_passes_its_call_on() -> None:
+    async with (
+        publishing() as tasks,
+        SMALL.connect() as bus,
+        bus.open(source("a")) as first,
+        bus.open(source("a")) as second,
+    ):
         got: list[tuple[str, list[str]]] = []
         scopes: dict[str, anyio.CancelScope] = {}
 
@@ -259,8 +301,8 @@ async def test_a_cancelled_receive_loses_nothing_and_passes_its_call_on(tasks: a
         assert got in ([("first", ["x"])], [("second", ["x"])])
 
 
-async def test_receiving_with_a_deadline_at_the_moment_of_arrival_loses_nothing(tasks: anyio.abc.TaskGroup) -> None:
-    async with InMemoryBroker().connect() as bus, bus.open(source("a")) as feed:
+async def test_receiving_with_a_deadline_at_the_moment_of_arrival_loses_nothing() -> None:
+    async with publishing() as tasks, InMemoryBroker().connect() as bus, bus.open(source("a")) as feed:
         received: list[str] = []
 
         async def publish() -> None:
@@ -374,8 +416,9 @@ async def test_waiting_costs_no_processor_time() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_five_thousand_publishers_at_once_all_get_through(tasks: anyio.abc.TaskGroup) -> None:
+async def test_five_thousand_publishers_at_once_all_get_through() -> None:
     async with (
+        publishing() as tasks,
         InMemoryBroker(max_queue_size=100, backpressure_delay=0.001).connect() as bus,
         bus.open(source("a")) as feed,
     ):

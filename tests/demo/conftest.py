@@ -1,11 +1,13 @@
-"""A small repository with everything that agents stumble over, and a Redis that the agents' processes find."""
+"""A small repository with everything that agents stumble over, and brokers that the agents' processes find."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,8 +54,40 @@ def git(folder: Path, *arguments: str) -> None:
 @pytest.fixture
 def redis(redis_server: RedisServer) -> dict[str, str]:
     """The variables that lead the demo to a Redis where nobody else is."""
-    return {
-        "AMB_BROKER": "redis",
-        "AMB_REDIS_URL": redis_server.url,
-        "AMB_REDIS_PREFIX": f"demo-{secrets.token_hex(4)}",
-    }
+    return {"AMB_BROKER": "redis", "AMB_REDIS_URL": redis_server.url, "AMB_REDIS_PREFIX": _own_name()}
+
+
+@pytest.fixture(params=["azure", "kafka", "nats", "nats-jetstream", "rabbitmq", "redis", "sqs"])
+def elsewhere(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variables that lead the demo to each broker with a server."""
+    name = str(request.param)
+    fixture, variables = _SERVERS[name]
+    found = {"AMB_BROKER": name.partition("-")[0], **variables(request.getfixturevalue(fixture))}
+    return {variable: _own_name() if value is OWN else value for variable, value in found.items()}
+
+
+OWN = "a name that nobody else uses"
+
+
+def _own_name() -> str:
+    return f"demo-{secrets.token_hex(4)}"
+
+
+_SERVERS: dict[str, tuple[str, Callable[[Any], dict[str, str]]]] = {
+    "azure": ("servicebus", lambda bus: {
+        "AMB_AZURE_CONNECTION_STRING": bus.connection_string, "AMB_AZURE_TOPIC_NAME": OWN,
+        "AMB_AZURE_SSL_CA_CERTS": bus.ca,
+    }),
+    "kafka": ("kafka_server", lambda kafka: {"AMB_KAFKA_BROKERS": kafka.address}),
+    "nats": ("nats_server", lambda nats: {"AMB_NATS_URL": nats.url, "AMB_NATS_SUBJECT_PREFIX": OWN}),
+    "nats-jetstream": ("nats_server", lambda nats: {
+        "AMB_NATS_URL": nats.url, "AMB_NATS_JETSTREAM": "true",
+        "AMB_NATS_STREAM_NAME": OWN, "AMB_NATS_SUBJECT_PREFIX": OWN,
+    }),
+    "rabbitmq": ("rabbitmq_server", lambda rabbit: {"AMB_RABBITMQ_URL": rabbit.url, "AMB_RABBITMQ_EXCHANGE": OWN}),
+    "redis": ("redis_server", lambda redis: {"AMB_REDIS_URL": redis.url, "AMB_REDIS_PREFIX": OWN}),
+    "sqs": ("sqs_server", lambda sqs: {
+        "AMB_SQS_ENDPOINT_URL": sqs.url, "AMB_SQS_REGION": "us-east-1", "AMB_SQS_QUEUE_PREFIX": OWN,
+        "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "test-secret",
+    }),
+}  # fmt: skip

@@ -60,12 +60,15 @@ def test_in_memory_everything_is_accounted_for(repository: Path) -> None:
     assert max(order["overtook"] for order in summary["overtaking"]) > 10, "orders overtake the backlog"
 
 
-def test_on_redis_the_same_agents_work_in_processes_of_their_own(repository: Path, redis: dict[str, str]) -> None:
+def test_on_every_broker_the_same_agents_work_in_processes_of_their_own(
+    repository: Path, elsewhere: dict[str, str]
+) -> None:
     mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
-    done = amb("demo", "--input", str(repository), "--json", env=redis | dict([mark.split("=")]))
+    done = amb("demo", "--input", str(repository), "--json", env=elsewhere | dict([mark.split("=")]))
     assert done.code == 0, done.err
     check(json.loads(done.out))
-    assert "in 6 processes, on RedisBroker" in done.err
+    assert re.search(r"in 6 processes, on \w+Broker\b", done.err)
+    assert "WARNING" not in done.err
     assert none_left(mark)
 
 
@@ -148,8 +151,8 @@ def test_it_can_be_ended_any_time_and_leaves_no_process(
             assert len(marked(mark)) >= 5, "all but the reader, who may have read everything by now"
         code, seconds = running.end(how)
         assert code == ExitCode.INTERRUPTED, running.said
-        assert seconds < 2.5
-        assert none_left(mark, within=0.5)
+        assert seconds < 6  # a bus may take half a minute
+        assert none_left(mark)
         assert "Traceback" not in running.said
 
 

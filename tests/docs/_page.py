@@ -8,8 +8,14 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Where the pages say that Redis is.
+#: Where the pages say that the servers are.
 THEIR_REDIS = "redis://localhost:6379/0"
+THEIR_NATS = "nats://localhost:4222"
+THEIR_RABBITMQ = "amqp://guest:guest@localhost:5672/"
+THEIR_SQS = "http://localhost:4566"
+THEIR_AZURE = "sb://localhost:5672"
+THEIR_KAFKA = "localhost:9092"
+THEIR_REGISTRY = "http://localhost:8081"
 _OPEN = re.compile(r"^(?P<fence>`{3,})(?P<language>\S*)(?:[ \t]+title=\"(?P<title>[^\"]+)\")?[ \t]*$")
 
 

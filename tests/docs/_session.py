@@ -2,7 +2,8 @@
 
 Python blocks share one name space and one event loop, and may await. A block with a title is saved under that
 name. Console blocks run command by command; one that ends in ``&`` goes on until the block ends. Where a page says
-``redis://localhost:6379/0``, the server in AMB_REDIS_URL is meant.
+``redis://localhost:6379/0``, ``nats://localhost:4222``, ``amqp://guest:guest@localhost:5672/`` or
+``http://localhost:4566``, the server in AMB_REDIS_URL, AMB_NATS_URL, AMB_RABBITMQ_URL or AMB_SQS_ENDPOINT_URL is meant.
 """
 
 from __future__ import annotations
@@ -22,9 +23,31 @@ import anyio
 import anyio.abc
 import msgspec
 
-from ._page import THEIR_REDIS, Block, Step, blocks, matches, steps
+from ._page import (
+    THEIR_AZURE,
+    THEIR_KAFKA,
+    THEIR_NATS,
+    THEIR_RABBITMQ,
+    THEIR_REDIS,
+    THEIR_REGISTRY,
+    THEIR_SQS,
+    Block,
+    Step,
+    blocks,
+    matches,
+    steps,
+)
 
 _WITHIN = 30.0
+_SERVERS = (
+    ("AMB_REDIS_URL", THEIR_REDIS),
+    ("AMB_NATS_URL", THEIR_NATS),
+    ("AMB_RABBITMQ_URL", THEIR_RABBITMQ),
+    ("AMB_SQS_ENDPOINT_URL", THEIR_SQS),
+    ("AMB_TEST_AZURE_ENDPOINT", THEIR_AZURE),
+    ("AMB_KAFKA_BROKERS", THEIR_KAFKA),
+    ("AMB_SCHEMA_REGISTRY_URL", THEIR_REGISTRY),
+)
 
 
 class Session:
@@ -113,8 +136,10 @@ async def _end(process: anyio.abc.Process) -> None:
 
 def _here(block: Block) -> Block:
     """The block with the server of this test where a reader has one of their own."""
-    server = os.environ.get("AMB_REDIS_URL", THEIR_REDIS)
-    return msgspec.structs.replace(block, text=block.text.replace(THEIR_REDIS, server))
+    text = block.text
+    for variable, theirs in _SERVERS:
+        text = text.replace(theirs, os.environ.get(variable, theirs))
+    return msgspec.structs.replace(block, text=text)
 
 
 def _plain(text: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import amb_core
 import click
 import msgspec
 import pytest
-from amb_core import Capabilities, MessageBus, errors, hookspecs
+from amb_core import Capabilities, MessageBus, errors, hookspecs, initialize_tracing
 from amb_core._advice import INSTALL
 from amb_core._assemble import settings_for
 from amb_core._bus import _EVENTS, PublishOptions
@@ -19,6 +19,9 @@ from amb_core._plugins import registry
 from amb_core.cli._app import amb
 from amb_core.cli._backends import _backend, _markdown
 from amb_core.cli._exit import ExitCode
+from amb_core.observability import metrics
+from amb_core.observability._durations import HISTOGRAMS
+from amb_core.observability._readings import METRICS
 
 from ._page import ROOT, pages
 
@@ -66,7 +69,7 @@ def test_every_option_of_a_policy_is_documented(policy: str) -> None:
     assert _missing(list(getattr(amb_core, policy).__struct_fields__), "configuration.md") == []
 
 
-@pytest.mark.parametrize("serializer", ["JsonSerializer", "MsgPackSerializer"])
+@pytest.mark.parametrize("serializer", ["JsonSerializer", "MsgPackSerializer", "ProtobufSerializer", "AvroSerializer"])
 def test_every_option_of_a_serializer_is_documented(serializer: str) -> None:
     assert _missing(list(inspect.signature(getattr(amb_core, serializer)).parameters), "configuration.md") == []
 
@@ -105,6 +108,19 @@ def test_every_field_of_what_the_bus_tells_is_documented(struct: str) -> None:
 def test_every_attribute_of_a_message_is_documented() -> None:
     attributes = [name for name, value in vars(amb_core.Message).items() if isinstance(value, property)]
     assert _missing(attributes, "configuration.md") == []
+
+
+def test_every_metric_is_documented() -> None:
+    assert _missing([*METRICS, *HISTOGRAMS], "observability.md") == []
+
+
+@pytest.mark.parametrize("function", [initialize_tracing, metrics.serve, metrics.export])
+def test_every_option_of_observing_is_documented(function: Callable[..., object]) -> None:
+    assert _missing(list(inspect.signature(function).parameters), "observability.md") == []
+
+
+def test_every_way_to_record_is_documented() -> None:
+    assert _missing([name for name in metrics.__all__ if name != "Endpoint"], "observability.md") == []
 
 
 def test_every_hook_is_documented() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ._page import ROOT, THEIR_REDIS, blocks, pages
+from ._page import ROOT, THEIR_AZURE, THEIR_KAFKA, THEIR_NATS, THEIR_RABBITMQ, THEIR_REDIS, THEIR_REGISTRY, THEIR_SQS, blocks, pages
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -26,6 +26,19 @@ def test_a_page_does_what_it_says(name: str, tmp_path: Path, request: pytest.Fix
     environment["PYTHONPATH"] = str(ROOT)
     if re.search(rf"AMB_REDIS_URL|{THEIR_REDIS}", page.read_text()):
         environment["AMB_REDIS_URL"] = request.getfixturevalue("redis_server").url
+    if THEIR_NATS in page.read_text():
+        environment["AMB_NATS_URL"] = request.getfixturevalue("nats_server").url
+    if THEIR_RABBITMQ in page.read_text():
+        environment["AMB_RABBITMQ_URL"] = request.getfixturevalue("rabbitmq_server").url
+    if THEIR_SQS in page.read_text():
+        environment["AMB_SQS_ENDPOINT_URL"] = request.getfixturevalue("sqs_server").url
+    if THEIR_AZURE in page.read_text():
+        server = request.getfixturevalue("servicebus")
+        environment["AMB_TEST_AZURE_ENDPOINT"] = f"sb://{server.host}:{server.port}"
+    if THEIR_KAFKA in page.read_text():
+        environment["AMB_KAFKA_BROKERS"] = request.getfixturevalue("kafka_server").address
+    if f'schema_registry_url="{THEIR_REGISTRY}"' in page.read_text():
+        environment["AMB_SCHEMA_REGISTRY_URL"] = request.getfixturevalue("schema_registry").url
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.docs._session", str(page)],
         cwd=tmp_path,

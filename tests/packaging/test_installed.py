@@ -62,6 +62,7 @@ def listed(environment: Environment) -> dict[str, dict[str, str]]:
 
 def test_a_backend_is_found_by_installing_it(core_only: Environment, with_redis: Environment) -> None:
     assert listed(core_only)["redis"]["problem"] == "not installed: pip install amb-redis"
+    assert listed(core_only)["kafka"]["capabilities"] is None
     assert listed(with_redis)["redis"]["plugin"] == "amb-redis:redis"
 
 
@@ -81,3 +82,10 @@ def test_a_missing_backend_is_asked_for_with_the_command_that_brings_it(core_onl
 
 def test_without_the_testing_extra_the_kit_runs_or_says_what_it_needs(core_only: Environment) -> None:
     assert "A1" in amb(core_only, "conform", "memory", "--only", "A1")
+
+
+def test_a_doctor_names_what_is_not_installed_and_the_command_that_installs_it(core_only: Environment) -> None:
+    with pytest.raises(BuildFailed, match="pip install amb-nats"):
+        amb(core_only, "doctor", "--broker", "nats")
+    with pytest.raises(BuildFailed, match="pip install amb-kafka"):
+        amb(core_only, "publish", "a", "1", "--broker", "kafka")

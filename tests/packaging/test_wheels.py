@@ -49,11 +49,10 @@ def test_every_file_holds_the_licence_and_the_type_marker(folder: Path, dists: P
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_wheel_holds_its_package_and_nothing_else(folder: Path, dists: Path) -> None:
-    package = build.metadata(folder)["package"]
+def test_a_wheel_holds_its_packages_and_nothing_else(folder: Path, dists: Path) -> None:
     tops = {name.split("/")[0] for name in build.contents(wheel_of(folder, dists))}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {package}
-    in_source = {path.relative_to(folder / "src").as_posix() for path in (folder / "src" / package).rglob("*.py")}
+    assert {top for top in tops if not top.endswith(".dist-info")} == build.packages(folder)
+    in_source = {path.relative_to(folder / "src").as_posix() for path in (folder / "src").rglob("*.py")}
     assert in_source == {name for name in build.contents(wheel_of(folder, dists)) if name.endswith(".py")}
 
 
@@ -67,8 +66,7 @@ def test_every_distribution_is_1_0_for_3_11_under_mit(folder: Path, dists: Path)
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if f.name != CORE], ids=lambda folder: folder.name)
 def test_every_backend_asks_for_the_core_from_1_0_to_2(folder: Path, dists: Path) -> None:
-    (core,) = [need for need in needs(folder, dists) if need.name == CORE]
-    assert core.marker is None
+    (core,) = [need for need in needs(folder, dists) if need.name == CORE and need.marker is None]
     assert {version: core.specifier.contains(version) for version in ("0.1.0", "0.99", "1.0.0", "1.9", "2.0.0")} == {
         "0.1.0": False,
         "0.99": False,
@@ -127,10 +125,21 @@ def test_the_core_alone_brings_no_client_library(core_only: Environment) -> None
     ("extra", "brings"),
     [
         ("redis", {"amb-redis", "redis"}),
-        ("all-brokers", {"amb-redis", "redis"}),
+        ("kafka", {"amb-kafka", "aiokafka"}),
+        ("nats", {"amb-nats", "nats-py"}),
+        ("rabbitmq", {"amb-rabbitmq", "aio-pika"}),
+        ("sqs", {"amb-sqs", "aiobotocore"}),
+        ("aws", {"amb-sqs", "aiobotocore"}),
+        ("azure", {"amb-azure", "azure-servicebus"}),
+        ("dev", {"pytest", "pytest-cov", "build"}),
+        ("all-brokers", {"amb-azure", "amb-kafka", "amb-nats", "amb-rabbitmq", "amb-redis", "amb-sqs"}),
         ("msgpack", set[str]()),
+        ("protobuf", {"protobuf", "grpcio-tools"}),
+        ("avro", {"fastavro"}),
+        ("metrics", {"prometheus-client", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}),
         ("testing", {"pytest", "hypothesis", "trio", "uvloop"}),
-        ("all", {"amb-redis", "redis", "pytest", "hypothesis", "trio", "uvloop"}),
+        ("tracing", {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}),
+        ("all", {"amb-azure", "amb-redis", "pytest", "hypothesis", "trio", "uvloop"}),
     ],
 )
 def test_an_extra_brings_what_it_says(
@@ -141,6 +150,15 @@ def test_an_extra_brings_what_it_says(
     assert brings or not more
 
 
+def test_kafka_has_an_extra_for_schema_registries(environment: Callable[..., Environment]) -> None:
+    assert {"httpx", "fastavro"} <= set(environment("amb-kafka[schema-registry]").installed())
+
+
+def test_the_kernel_has_the_extras_of_the_core(environment: Callable[..., Environment]) -> None:
+    assert {"amb-kernel", "amb-redis", "protobuf"} <= set(environment("amb-kernel[amb,redis,protobuf]").installed())
+
+
 def test_every_extra_is_tested(dists: Path) -> None:
     stated = set(headers(wheel_of(FOLDERS[0], dists))["Provides-Extra"])
-    assert stated == {"redis", "all-brokers", "msgpack", "testing", "all"}
+    brokers = {"redis", "kafka", "nats", "rabbitmq", "sqs", "aws", "azure", "all-brokers"}
+    assert stated == {*brokers, "avro", "dev", "metrics", "msgpack", "protobuf", "testing", "tracing", "all"}

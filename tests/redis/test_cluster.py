@@ -11,7 +11,7 @@ import pytest
 import redis
 from amb_core import MessageBus
 from amb_core.errors import Unavailable
-from amb_core.testing._children import Child
+from amb_core.testing import Child
 from amb_redis import RedisBroker
 
 from tests.core._help import Collector, eventually

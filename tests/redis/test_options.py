@@ -188,7 +188,7 @@ async def test_connect_timeout_bounds_a_server_that_says_nothing() -> None:
         with pytest.raises(Unavailable, match=rf"127\.0\.0\.1:{port}"):
             async with RedisBroker(f"redis://127.0.0.1:{port}", connect_timeout=0.3).connect():
                 pass
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4  # without it, five
 
 
 async def test_response_timeout_bounds_a_server_that_stops_answering(own_redis_server: RedisServer) -> None:

@@ -15,7 +15,7 @@ import pytest
 import redis
 from amb_core import Message, MessageBus
 from amb_core.errors import BrokerUnavailable, PublishUnknown
-from amb_core.testing._children import Child
+from amb_core.testing import Child
 from amb_redis import RedisBroker
 
 from tests.core._help import Collector, eventually

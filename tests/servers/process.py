@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-START_WITHIN = 20.0
+START_WITHIN = 60.0
 STOP_WITHIN = 10.0
 
 
@@ -28,17 +29,21 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def free_ports(count: int, above: int = 0) -> list[int]:
-    """That many loopback ports that nobody uses, below 55536 so that a cluster bus port (port + 10000) exists too."""
+def free_ports(count: int) -> list[int]:
+    """That many loopback ports that nobody uses, and whose cluster bus port (port + 10000) nobody uses by chance.
+
+    All are below those that the system gives to outgoing connections: a server that restarts finds its port free."""
     ports: list[int] = []
     held: list[socket.socket] = []
     try:
         while len(ports) < count:
             held.append(socket.socket())
-            held[-1].bind(("127.0.0.1", 0))
-            port = held[-1].getsockname()[1]
-            if above < port < 55536:
-                ports.append(port)
+            port = random.randrange(10_000, 22_768)
+            try:
+                held[-1].bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            ports.append(port)
     finally:
         for sock in held:
             sock.close()
@@ -78,6 +83,8 @@ class Server:
         """Suspend it: its connections stay open and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Its threads stop one after the other: until the last has, one of them may still answer.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -1,30 +1,43 @@
 """Runs a documented snippet as it is written.
 
-Two things are replaced: the import name ``agent_os.amb``, which a later distribution brings, by ``amb_core``; and
-the address of the Redis server on the reader's machine by that of the test's.
+One thing is replaced: the addresses, credentials and files of the reader's machine by those of the test's.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Mapping
 from inspect import CO_COROUTINE
 from typing import Any
 
 import anyio
 
-WITHIN = 30.0
+WITHIN = 60.0
 
 
-async def run(snippet: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Execute `snippet`, which may await, in the name space `names`; returns that."""
-    url = os.environ.get("AMB_REDIS_URL", "")
-    text = snippet.replace("agent_os.amb", "amb_core")
-    if url:
-        text = text.replace("redis://localhost:6379/0", url).replace("redis://localhost:6379", url)
+async def run(snippet: str, names: dict[str, Any], theirs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Execute `snippet`, which may await, in the name space `names`; returns that.
+
+    `theirs`: what is the reader's, and what this machine has instead."""
+    replaced = {**(theirs or {}), **_redis()}
+    text = snippet
+    for written, here in replaced.items():
+        text = text.replace(written, here)
     code = compile(text, "<snippet>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     with anyio.fail_after(WITHIN):
         result = eval(code, names)
         if code.co_flags & CO_COROUTINE:
             await result
     return names
+
+
+def on(broker: str, snippet: str) -> str:
+    """A snippet that names Redis, for another broker."""
+    assert '"redis"' in snippet
+    return snippet.replace('"redis"', f'"{broker}"')
+
+
+def _redis() -> dict[str, str]:
+    url = os.environ.get("AMB_REDIS_URL", "")
+    return {"redis://localhost:6379/0": url, "redis://localhost:6379": url} if url else {}

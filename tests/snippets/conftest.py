@@ -1,4 +1,4 @@
-"""A Redis where the snippets expect one."""
+"""Servers where the snippets expect them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest_asyncio
 from amb_core import MessageBus
 
 from tests.servers.redis import RedisServer
+from tests.servers.sqs import KEY, SECRET
 
 
 @pytest.fixture
@@ -25,3 +26,32 @@ async def other(redis_url: str) -> AsyncIterator[MessageBus]:
     """Somebody else on the same Redis."""
     async with MessageBus("redis") as bus:
         yield bus
+
+
+#: By the broker's name: the fixture of its server, and what of it the variables tell.
+VARIABLES = {
+    "redis": ("redis_server", {"URL": "url"}),
+    "kafka": ("kafka_server", {"BROKERS": "address"}),
+    "nats": ("nats_server", {"URL": "url"}),
+    "rabbitmq": ("rabbitmq_server", {"URL": "url"}),
+    "sqs": ("sqs_server", {"ENDPOINT_URL": "url"}),
+    "azure": ("servicebus", {"CONNECTION_STRING": "connection_string"}),
+}
+#: What keeps tests on one server apart, where a broker has such a thing.
+APART = {"redis": "PREFIX", "rabbitmq": "EXCHANGE", "sqs": "QUEUE_PREFIX", "azure": "TOPIC_NAME"}
+
+
+@pytest.fixture
+def everywhere(broker: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``broker=`` with the name of the test's broker mean a real server of it."""
+    if broker == "memory":
+        return
+    fixture, told = VARIABLES[broker]
+    server = request.getfixturevalue(fixture)
+    settings = {name: getattr(server, field) for name, field in told.items()}
+    if broker in APART:
+        settings[APART[broker]] = f"snippet-{uuid.uuid4().hex[:8]}"
+    if broker == "sqs":
+        settings |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AMB_{broker}_{name}".upper(), value)

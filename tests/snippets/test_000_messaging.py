@@ -11,7 +11,7 @@ from amb_core import Message, MessageBus, MessagePriority
 
 from tests.core._help import Collector, eventually
 
-from ._run import run
+from ._run import on, run
 
 pytestmark = pytest.mark.asyncio
 
@@ -132,11 +132,12 @@ async with MessageBus(broker="redis") as bus:
     async def handle_my_commands(msg: Message):
         await execute_command(msg.data)
 
-    await body(bus)
+    await body(bus) # added
 """
 
 
-async def test_message_filtering(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+async def test_message_filtering(redis_url: str, broker: str, capsys: pytest.CaptureFixture[str]) -> None:
     alerts, commands = list[Any](), list[Any]()
 
     async def alert_team(data: Any) -> None:
@@ -156,15 +157,17 @@ async def test_message_filtering(redis_url: str, capsys: pytest.CaptureFixture[s
         await eventually(lambda: bus.stats.acked == 7, lambda: f"seven acknowledgements: {bus.stats}")
         assert (bus.stats.filtered, bus.stats.failed) == (3, 0)
 
-    await run(FILTERS, {"Message": Message, "alert_team": alert_team, "execute_command": execute_command, "body": body})
+    names = {"Message": Message, "alert_team": alert_team, "execute_command": execute_command, "body": body}
+    await run(on(broker, FILTERS), names)
     assert sorted(capsys.readouterr().out.splitlines()) == ["Urgent task: by option", "Urgent task: high"]
     assert (alerts, commands) == ([{"status": "error"}], [{"agent_id": "agent-001"}])
 
 
 RESPONDERS = """
-from agent_os.amb import MessageBus, Request, Response
+from agent_os.amb import MessageBus, Request, Response # added
 
-async with MessageBus(broker="redis") as bus:
+async with MessageBus(broker="redis") as bus: # added
+    # === Responder Side ===
     # Handle requests and send replies
     @bus.responder("agents.query")
     async def handle_query(request: Request) -> dict:
@@ -191,13 +194,14 @@ async with MessageBus(broker="redis") as bus:
     async def worker_2(request: Request) -> dict:
         return await process_request(request.data)
 
-    await body(bus)
+    await body(bus) # added
 """
 
 REQUESTER = """
 from agent_os.amb import MessageBus, Request, Response
 
 async with MessageBus(broker="redis") as bus:
+    # === Requester Side ===
     # Simple request with timeout
     response = await bus.request(
         topic="agents.query",
@@ -205,7 +209,7 @@ async with MessageBus(broker="redis") as bus:
         timeout=5.0 # seconds
     )
     print(f"Response: {response.data}")
-    status = response
+    status = response # added
 
     # Request with correlation ID tracking
     response = await bus.request(

@@ -10,7 +10,7 @@ from amb_core import MessageBus
 
 from tests.core._help import Collector, eventually
 
-from ._run import run
+from ._run import on, run
 
 pytestmark = pytest.mark.asyncio
 
@@ -103,11 +103,12 @@ async with MessageBus(broker="redis") as bus:
     await bus.publish("tasks.agent-001.completed", {"task_id": "123"})
     await bus.publish("logs.agent.task.error", {"message": "Failed"})
 
-    await body(bus)
+    await body(bus) # added
 """
 
 
-async def test_topic_wildcards(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+async def test_topic_wildcards(redis_url: str, broker: str, capsys: pytest.CaptureFixture[str]) -> None:
     alerts: list[Any] = []
 
     async def alert_team(data: Any) -> None:
@@ -120,7 +121,7 @@ async def test_topic_wildcards(redis_url: str, capsys: pytest.CaptureFixture[str
             await bus.publish(topic, topic)
         await eventually(lambda: len(alerts) == 3 and bus.stats.acked >= 10, lambda: f"{alerts} {bus.stats}")
 
-    await run(WILDCARDS, {"alert_team": alert_team, "body": body})
+    await run(on(broker, WILDCARDS), {"alert_team": alert_team, "body": body})
     assert sorted(capsys.readouterr().out.splitlines()) == sorted([
         "Agent agent-001 status: {'state': 'active'}", "Agent agent-002 status: {'state': 'idle'}",
         "Agent message on agents.agent-001.status: {'state': 'active'}",

@@ -12,7 +12,7 @@ from amb_core import MessageBus
 
 from tests.core._help import Collector, eventually
 
-from ._run import run
+from ._run import on, run
 
 pytestmark = pytest.mark.asyncio
 
@@ -80,7 +80,8 @@ class FatalError(Exception):
     """What the page calls so."""
 
 
-async def test_error_handling_and_retries(redis_url: str) -> None:
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+async def test_error_handling_and_retries(redis_url: str, broker: str) -> None:
     tried, critical = list[float](), list[str]()
 
     async def risky_operation(data: Any) -> None:
@@ -99,7 +100,7 @@ async def test_error_handling_and_retries(redis_url: str) -> None:
         "ValidationError": ValidationError, "TemporaryError": TemporaryError, "FatalError": FatalError,
     }  # fmt: skip
     # Thirty seconds are too long for a test; that the delay is kept shows with one.
-    bus: MessageBus = (await run(RETRIES.replace("delay=30", "delay=1"), names))["bus"]
+    bus: MessageBus = (await run(on(broker, RETRIES).replace("delay=30", "delay=1"), names))["bus"]
     async with bus:
         dead = Collector()
         await bus.subscribe("failed.messages", dead)
@@ -164,7 +165,8 @@ class ExternalApi:
         raise ConnectionError("down")
 
 
-async def test_circuit_breaker(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+async def test_circuit_breaker(redis_url: str, broker: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     alerts, api, seen = list[str](), ExternalApi(), list[Any]()
 
@@ -174,7 +176,8 @@ async def test_circuit_breaker(redis_url: str, caplog: pytest.LogCaptureFixture)
     names: dict[str, Any] = {
         "logger": logging.getLogger("page"), "alert_ops_team": alert_ops_team, "external_api": api,
     }  # fmt: skip
-    bus: MessageBus = (await run(BREAKER.replace("recovery_timeout=30", "recovery_timeout=1"), names))["bus"]
+    text = on(broker, BREAKER).replace("recovery_timeout=30", "recovery_timeout=3")
+    bus: MessageBus = (await run(text, names))["bus"]
 
     @bus.subscriber("unstable", concurrency=1)
     async def unstable(msg: Any) -> None:
@@ -191,7 +194,7 @@ async def test_circuit_breaker(redis_url: str, caplog: pytest.LogCaptureFixture)
         await bus.publish("external.api", "a subscriber's breaker lets publishers go on")
         with pytest.raises(ConnectionError, match="'unstable' is open"):
             await bus.publish("unstable", 5)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(3.1)
         for number in range(5, 8):
             await bus.publish("unstable", number)
         await eventually(lambda: "Circuit breaker closed for unstable" in caplog.text, "three good probes")

@@ -1,7 +1,6 @@
 """The page of ``agentmesh-message-bus`` (requirement text 001).
 
-Left to later work: its tracing snippet, which needs OpenTelemetry (the explicit ``trace_id=`` is here), and the
-extras for RabbitMQ and Kafka.
+Its tracing snippet is in `test_001_tracing`, what it installs in `test_001_installation`.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ broker = InMemoryBroker(
 )
 
 bus = MessageBus(adapter=broker)
-await prepare(bus)
+await prepare(bus) # added
 
 # If 100 agents spam the bus, backpressure prevents crashes
 for agent_id in range(100):

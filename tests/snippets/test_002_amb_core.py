@@ -1,7 +1,4 @@
-"""The page of ``amb-core`` (requirement text 002).
-
-Left to later work: its snippets for RabbitMQ and Kafka, and the extras of those.
-"""
+"""The page of ``amb-core`` (requirement text 002). What it installs is in `test_002_installation`."""
 
 from __future__ import annotations
 
@@ -9,10 +6,14 @@ import subprocess
 import sys
 from typing import Any
 
+import anyio
 import pytest
 from amb_core import Message, MessageBus, MessagePriority
 
 from tests.core._help import Collector
+from tests.servers.kafka import KafkaServer
+from tests.servers.rabbitmq import RabbitServer
+from tests.servers.redis import RedisServer
 
 from ._run import run
 
@@ -161,10 +162,61 @@ asyncio.run(main())
 """
 
 
-def test_using_redis_broker(redis_url: str) -> None:
-    text = "import asyncio" + REDIS.replace("redis://localhost:6379/0", redis_url)
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+RABBITMQ = """
+from amb_core import MessageBus
+from amb_core.adapters.rabbitmq_broker import RabbitMQBroker
+
+async def main():
+    # Create RabbitMQ broker
+    rabbitmq_broker = RabbitMQBroker("amqp://guest:guest@localhost/")
+
+    async with MessageBus(adapter=rabbitmq_broker) as bus:
+        await bus.publish("agent.topic", {"data": "hello"})
+
+asyncio.run(main())
+"""
+
+KAFKA = """
+from amb_core import MessageBus
+from amb_core.adapters.kafka_broker import KafkaBroker
+
+async def main():
+    # Create Kafka broker
+    kafka_broker = KafkaBroker("localhost:9092")
+
+    async with MessageBus(adapter=kafka_broker) as bus:
+        await bus.publish("agent.topic", {"data": "hello"})
+
+asyncio.run(main())
+"""
+
+
+async def greets(program: str, written: str, url: str, listener: MessageBus) -> None:
+    """The program, which the page shows without its first line, says hello to somebody else on that server."""
+    collector = Collector()
+    async with listener as bus:
+        await bus.subscribe("agent.topic", collector)
+        text = "import asyncio" + program.replace(written, url)
+        done = await anyio.run_process([sys.executable, "-W", "error", "-c", text], check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        await collector.wait()
+    assert {"data": "hello"} in collector.data
+
+
+@pytest.mark.asyncio
+async def test_using_redis_broker(redis_server: RedisServer) -> None:
+    await greets(REDIS, "redis://localhost:6379/0", redis_server.url, MessageBus(redis_server.url))
+
+
+@pytest.mark.asyncio
+async def test_using_rabbitmq_broker(rabbitmq_server: RabbitServer) -> None:
+    await greets(RABBITMQ, "amqp://guest:guest@localhost/", rabbitmq_server.url, MessageBus(rabbitmq_server.url))
+
+
+@pytest.mark.asyncio
+async def test_using_kafka_broker(kafka_server: KafkaServer) -> None:
+    address = kafka_server.address
+    await greets(KAFKA, "localhost:9092", address, MessageBus("kafka", broker_url=address))
 
 
 MODEL = """

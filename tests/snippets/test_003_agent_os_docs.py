@@ -1,4 +1,4 @@
-"""The page "AMB - Agent Message Bus" of Agent OS (requirement text 003); its other backends are later work."""
+"""The page "AMB - Agent Message Bus" of Agent OS (requirement text 003)."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ async def test_quick_start_connects_by_itself(redis_url: str, capsys: pytest.Cap
     assert {"type": "analyze", "data": "sales_q4"} in tasks
     printed = capsys.readouterr().out
     assert printed.startswith("Received: Message(") and "'total': 7" in printed
+
+
+@pytest.mark.parametrize("name", ["InMemoryBroker", "RedisBroker", "KafkaBroker", "NATSBroker", "SQSBroker"])
+async def test_every_backend_has_its_documented_name(name: str) -> None:
+    import agent_os.amb
+    from agent_os.amb import adapters
+
+    assert getattr(adapters, name) is getattr(agent_os.amb, name)
+    assert MessageBus(getattr(adapters, name)()).capabilities
 
 
 PUBSUB = """

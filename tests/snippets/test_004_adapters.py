@@ -1,7 +1,8 @@
 """The guide "Using Message Bus Adapters" (requirement text 004).
 
-Left to later work: its snippets for Kafka, NATS, Azure Service Bus and SQS; event sourcing and the multi-broker
-setup, which need Kafka and the kernel; `metrics` of ``amb_core.observability`` (the lag itself is here).
+Its adapters for Kafka, NATS, Azure Service Bus and SQS, event sourcing and the multi-broker setup are in
+`test_004_brokers`; `metrics` of ``amb_core.observability`` in `test_004_metrics`, what it installs in
+`test_004_installation`, its containers in `test_004_containers`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ async def handle_task(msg: Message):
         correlation_id=msg.correlation_id
     ))
 
-await prepare(bus)
+await prepare(bus) # added
 await bus.subscribe("tasks", handle_task)
 
 # Publish a message
@@ -112,11 +113,13 @@ async def worker(msg: Message):
 for i in range(4):
     await bus.subscribe("work-queue", worker, consumer_group=f"workers")
 """
-BROKERS = pytest.mark.parametrize("broker", ["memory", "redis"])
+BROKERS = pytest.mark.parametrize("broker", ["memory", "redis", "kafka", "nats", "rabbitmq", "sqs", "azure"])
+EVERYWHERE = pytest.mark.usefixtures("everywhere")
 
 
 @BROKERS
-async def test_pattern_1_request_response(redis_url: str, broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+@EVERYWHERE
+async def test_pattern_1_request_response(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
     async with AgentMessageBus(broker) as bus:
         bus.responder("calculate")(lambda request: sum(request.data["values"]))
         await run(REQUEST, {"bus": bus})
@@ -124,16 +127,18 @@ async def test_pattern_1_request_response(redis_url: str, broker: str, capsys: p
 
 
 @BROKERS
-async def test_pattern_2_pub_sub(redis_url: str, broker: str) -> None:
+@EVERYWHERE
+async def test_pattern_2_pub_sub(broker: str) -> None:
     events = Collector()
     async with AgentMessageBus(broker) as bus:
         await run(PUBSUB, {"bus": bus, "Message": Message, "handle_user_event": events})
-        (event,) = await events.wait()
+        (event,) = await events.wait(1, 30)
     assert (event.topic, event.payload["user_id"]) == ("events.user.created", "123")
 
 
 @BROKERS
-async def test_pattern_3_work_queue(redis_url: str, broker: str) -> None:
+@EVERYWHERE
+async def test_pattern_3_work_queue(broker: str) -> None:
     worked: list[int] = []
 
     async def process_work(number: int) -> int:
@@ -145,7 +150,7 @@ async def test_pattern_3_work_queue(redis_url: str, broker: str) -> None:
         await bus.subscribe("results", results)
         await run(WORK_QUEUE, {"bus": bus, "Message": Message, "process_work": process_work})
         ids = [await bus.publish("work-queue", number) for number in range(20)]
-        await results.wait(20)
+        await results.wait(20, 30)
     assert sorted(worked) == list(range(20))
     assert {message.correlation_id: message.payload for message in results.messages} == {
         id: number * 2 for number, id in enumerate(ids)
@@ -158,6 +163,11 @@ from amb_core.adapters import RedisBroker
 broker = RedisBroker(
     url="redis://localhost:6379/0"
 )
+
+# Features:
+# - Pub/sub for real-time messaging
+# - Streams for message persistence
+# - Native request-response support
 """
 
 ENVIRONMENT = """

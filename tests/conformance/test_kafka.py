@@ -1,0 +1,27 @@
+"""The conformance kit on Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from amb_core.testing import conformance_suite
+
+from . import rig_kafka
+
+# The first test of a class runs all of its cases.
+pytestmark = pytest.mark.timeout(900)
+
+_servers = ExitStack()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_servers() -> Iterator[None]:
+    """What the suite started ends with the module."""
+    with _servers:
+        yield
+
+
+# The server shares two processors with its clients.
+TestKafka = conformance_suite(lambda: _servers.enter_context(rig_kafka.kafka()), jobs=8)
