@@ -1,6 +1,6 @@
 """AMB in one process, against the least that it could cost and against what its users have instead.
 
-    python benchmarks/memory.py [--quick] [--rounds N] [--json FILE] [--without-peers]
+    python -m benchmarks.memory [--quick] [--rounds N] [--json FILE] [--without-peers]
 
 Everybody publishes the same 100 bytes, in a process and environment of its own, in turns. What counts is the ratio
 within a round, never the time: docs/performance.md says how to read it.
@@ -9,10 +9,6 @@ within a round, never the time: docs/performance.md says how to read it.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks._peers import Contestant, Unavailable, children
 from benchmarks._rounds import Budget, arguments, finish, measure, report
@@ -63,7 +59,7 @@ def main() -> None:
         with children(contestants, *(["--cpu"] if options.cpu else [])) as running:
             measured = measure(running, counts, options.rounds, SLOW)
     except Unavailable as reason:
-        sys.exit(f"benchmarks/memory.py: {reason}")
+        sys.exit(f"benchmarks.memory: {reason}")
     finish(report("memory", measured, BUDGETS, options), options.json)
 
 

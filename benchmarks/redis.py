@@ -1,6 +1,6 @@
 """AMB on a real Redis, against redis-py used well and against FastStream.
 
-    python benchmarks/redis.py [--quick] [--rounds N] [--json FILE] [--without-peers]
+    python -m benchmarks.redis [--quick] [--rounds N] [--json FILE] [--without-peers]
 
 One server of our own, without its log on disk, the same 100 bytes, a process and an environment for everybody, in
 turns. What counts is the ratio within a round: docs/performance.md says how to read it.
@@ -9,11 +9,6 @@ turns. What counts is the ratio within a round: docs/performance.md says how to 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-# Not this folder: it has a redis.py.
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import redis
 
@@ -78,7 +73,7 @@ def main() -> None:
             ) as running:
                 measured = measure(running, counts, options.rounds, {})
     except (MissingServer, Unavailable) as reason:
-        sys.exit(f"benchmarks/redis.py: {reason}")
+        sys.exit(f"benchmarks.redis: {reason}")
     finish(report("redis", measured, BUDGETS, options), options.json)
 
 

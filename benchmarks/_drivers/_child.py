@@ -50,7 +50,7 @@ def serve(cases: dict[str, Case]) -> None:
     global _clock
     if "--cpu" in sys.argv:
         _clock = time.process_time
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     print(json.dumps(sorted(cases)), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
