@@ -8,7 +8,7 @@ UV = $(shell command -v uv || echo $(CURDIR)/.tools/bin/uv)
 RUN = $(UV) run --frozen
 export UV_LINK_MODE ?= copy
 
-.PHONY: help sync fmt lint type test conformance bench build docs demo servers clean uv
+.PHONY: help sync fmt lint type test conformance drills bench build docs demo servers clean uv
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
@@ -40,14 +40,19 @@ servers: ## what the tests need from the system
 
 test: sync servers ## everything: lint, unit tests, conformance on real servers, documentation, packages
 	$(MAKE) lint
-	$(RUN) pytest
+	$(RUN) bash scripts/run-tests
 
 conformance: sync servers ## the conformance kit on every backend; writes build/conformance.json
 	$(RUN) python -m tests.conformance.report
 
+drills: sync servers ## the fault drills in full size on every durable broker; `make test` runs them small
+	AMB_DRILLS=full $(RUN) pytest tests/drills
+
 bench: sync servers ## the benchmarks, as ratios
-	$(RUN) python benchmarks/memory.py
-	$(RUN) python benchmarks/redis.py
+	$(RUN) python -m benchmarks.memory
+	$(RUN) python -m benchmarks.redis
+	$(RUN) python -m benchmarks.serializers
+	for broker in nats kafka rabbitmq sqs azure; do $(RUN) python -m benchmarks.$$broker || exit 1; done
 
 build: sync ## every distribution as wheel and sdist in build/dist, each installed alone and imported
 	$(RUN) python scripts/build.py
