@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 from amb_core.errors import AmbError, ConfigurationError
 from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
 
 from . import _scripts
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .broker import RedisBroker
 
 __all__ = ["Command", "Link", "Node", "Reply", "checked"]
-
-#: What hanging up may take, seconds.
-_GOODBYE = 0.5
 
 #: What the server says, as opposed to what happens to the link.
 _SAID = (ResponseError, AuthenticationError, BusyLoadingError)
@@ -44,6 +41,9 @@ class Link:
 
     def __init__(self, native: AbstractConnection) -> None:
         self._native = native
+        self._greet = native.redis_connect_func
+        native.redis_connect_func = self._connected
+        self._writer: asyncio.StreamWriter | None = None
         #: Answers that have not been read.
         self.owed = 0
 
@@ -65,6 +65,13 @@ class Link:
         except BaseException:
             await self.close()
             raise
+
+    async def _connected(self, connection: AbstractConnection) -> None:
+        # redis-py forgets its writer when it hangs up, as it does itself where the greeting fails.
+        self._writer = connection._writer  # noqa: SLF001
+        greeting = connection.on_connect() if self._greet is None else self._greet(connection)
+        if greeting is not None:
+            await greeting
 
     async def stale(self) -> bool:
         """Whether the server has hung up, or said something nobody asked for."""
@@ -91,12 +98,10 @@ class Link:
     async def close(self) -> None:
         """Hang up."""
         self.owed = 0
-        if not isinstance(self._native, SSLConnection):
-            await self._native.disconnect(nowait=True)
-            return
-        # A goodbye in TLS takes a round trip; without it the socket would stay open for a while.
-        with anyio.move_on_after(_GOODBYE, shield=True):
-            await self._native.disconnect()
+        await self._native.disconnect(nowait=True)
+        if self._writer is not None:
+            # In TLS a goodbye has been written, and the socket would stay open until the server has answered it.
+            self._writer.transport.abort()
 
 
 class Node:
