@@ -10,7 +10,7 @@ import anyio
 import msgspec
 import pytest
 from amb_core import Message, MessageBus
-from amb_core.errors import MessageTooLarge, NoResponders
+from amb_core.errors import MessageTooLarge, NoResponders, RequestTimeout
 from amb_nats import NatsBroker
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -61,6 +61,29 @@ async def test_nobody_to_answer_is_said_at_once(core: NatsBroker, word: str) -> 
         with pytest.raises(NoResponders, match=word):
             await bus.request(word, 1, timeout=10)
         assert time.monotonic() - began < 5
+
+
+async def test_a_stream_that_stores_requests_hides_no_responder(core: NatsBroker, native: Client, word: str) -> None:
+    """It acknowledges to where only the server should say that nobody is there."""
+    stream = native.jetstream()
+    await stream.add_stream(name=word, subjects=[f"{word}.>"], no_ack=False)
+    async with MessageBus(core) as bus:
+
+        @bus.responder(f"{word}.echo")
+        async def echo(message: Message) -> object:
+            return message.data
+
+        asked = range(500)
+        async with anyio.create_task_group() as group:
+            for n in asked:
+                group.start_soon(_answered, bus, f"{word}.echo", n)
+        with pytest.raises(RequestTimeout):  # the stream takes it
+            await bus.request(f"{word}.nobody", 1, timeout=0.5)
+    assert (await stream.stream_info(word)).state.messages == len(asked) + 1
+
+
+async def _answered(bus: MessageBus, topic: str, data: int) -> None:
+    assert (await bus.request(topic, data, timeout=20)).data == data
 
 
 async def test_nothing_is_lost_when_a_member_leaves_its_group(core: NatsBroker, word: str) -> None:

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from ._dial import dial
 from ._elections import Elections
 from ._feed import LiveFeed, subscribe
-from ._link import Link
+from ._link import Link, status
 from ._pull import PullFeed
 from ._replay import replay
 from ._store import Store
@@ -113,9 +113,10 @@ class NatsConnection:
             if wait and written:
                 await self._link.flush("publish", unknown=True)
                 errors.update(self._refused(batch, written))
-            # The server says so before it answers the ping, and says nothing if there is somebody.
+            # The server says so before it answers the ping, and says nothing if there is somebody. A stream that stores
+            # the subject acknowledges there too.
             for i, (_, answer) in asked.items():
-                if answer.done() and i not in errors:
+                if i not in errors and answer.done() and status(answer.result()) == "503":
                     errors[i] = NoResponders(f"nobody is subscribed to {batch[i].topic!r}")
             return errors
         finally:
