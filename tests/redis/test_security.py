@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 import redis
 from amb_core import MessageBus
 from amb_core.errors import AccessDenied, AuthenticationError, BrokerUnavailable, Unavailable
+from amb_core.testing import FaultProxy
 from amb_redis import RedisBroker
 
 from tests.core._help import Collector
@@ -106,6 +108,30 @@ async def test_a_wrong_password_is_told_at_once_and_never_shown(secured: RedisBr
 async def test_no_password_where_one_is_needed(secured: RedisBroker) -> None:
     with pytest.raises(AuthenticationError):
         await MessageBus(msgspec.structs.replace(secured, username=None, password=None)).connect()
+
+
+@pytest.mark.parametrize("password", ["correct-horse", "not-the-one"])
+async def test_hanging_up_does_not_wait_for_the_servers_goodbye(
+    secure_redis: SecureRedis, secured: RedisBroker, password: str
+) -> None:
+    """No socket is left behind, neither by a bus that worked nor by one whose greeting was refused."""
+    async with FaultProxy.to(secure_redis.host, secure_redis.port) as proxy:
+        url = f"rediss://{proxy.host}:{proxy.port}"
+        bus = MessageBus(msgspec.structs.replace(secured, url=url, password=password))
+        try:
+            await bus.connect()
+            proxy.black_hole("up", "down")
+        except AuthenticationError:
+            pass
+        await bus.disconnect()
+        await anyio.wait_all_tasks_blocked()
+        assert not _established(proxy.port)
+
+
+def _established(port: int) -> list[str]:
+    """The kernel's lines about connections to that port that nobody has closed."""
+    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return [" ".join(line) for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "01"]
 
 
 async def test_a_password_that_changes_under_a_live_bus_is_told(secured: RedisBroker, admin: redis.Redis) -> None:
