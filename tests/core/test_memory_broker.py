@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from amb_core import Message, MessageBus
 from amb_core.broker import (
     INBOX_PREFIX,
     Connection,
@@ -453,11 +454,31 @@ async def test_an_extended_lease_keeps_the_delivery(short: Connection) -> None:
         for _ in range(6):
             await anyio.sleep(0.04)
             await feed.extend([kept.token])
-        again = await other.receive(10, wait=False)
+        again = await waits(other)
         assert [(each.body, each.attempt) for each in again] == [(b"b", 2)]
         await settle(feed, [kept])
         with pytest.raises(PartialFailure):
             await settle(feed, [lost])
+
+
+@pytest.mark.parametrize("still", [0.2, 0.6])
+async def test_a_loop_that_stood_still_takes_nothing_from_who_is_there(still: float) -> None:
+    """A handler that blocks, a debugger, a laptop that slept: everybody's clock is late, and renewing comes first."""
+    called = list[object]()
+    async with MessageBus(InMemoryBroker(lease=0.2)) as bus, MessageBus(bus.broker) as other:
+
+        async def handler(message: Message) -> None:
+            called.append(message.data)
+            await anyio.sleep(0.01)  # the other member waits again, with a deadline
+            time.sleep(still)  # noqa: ASYNC251
+            await anyio.sleep(0.5)
+
+        for member in (bus, other):
+            await member.subscribe("a", handler, group="g", concurrency=5)
+        await bus.publish_batch([Message(topic="a", data=number) for number in range(4)])
+        await anyio.sleep(4 * still + 0.8)
+        assert sorted(map(str, called)) == list("0123")
+        assert bus.stats.settle_errors == other.stats.settle_errors == 0
 
 
 async def test_without_a_lease_and_without_a_group_nothing_is_taken_back(short: Connection) -> None:

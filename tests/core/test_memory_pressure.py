@@ -368,7 +368,7 @@ async def test_whatever_happens_each_message_is_acknowledged_once_in_each_group(
 ) -> None:
     chance, total = random.Random(seed), 160
     accepted = {group: Counter[str]() for group in ("g", "h")}
-    async with InMemoryBroker(lease=0.02, max_queue_size=30, backpressure_delay=0).connect() as bus:
+    async with InMemoryBroker(lease=0.01, max_queue_size=30, backpressure_delay=0).connect() as bus:
         async with bus.open(source("a.#", "g", ordered_by=ordered)), bus.open(source("a.b", "h", ordered_by=ordered)):
             pass  # both groups exist from now on
         specs = {"g": source("a.#", "g", ordered_by=ordered), "h": source("a.b", "h", ordered_by=ordered)}

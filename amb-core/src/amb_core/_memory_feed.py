@@ -109,6 +109,7 @@ class MemoryFeed:
             if self._held.pop(entry, None) is None:
                 self._check_settled(index, token, errors)
             else:
+                entry.overdue = 0.0
                 self._held[entry] = due  # behind the others: the first lease to end stays the first in the dict
         if errors:
             raise PartialFailure(errors)

@@ -26,6 +26,8 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     #: The first of its key in an ordered queue; the rest wait behind it.
     holds_key: bool = False
     settled: bool = False
+    #: When its lease was first seen to have run out; 0: it has not been.
+    overdue: float = 0.0
 
 
 class Ticket:
@@ -43,7 +45,9 @@ class Queue:
     """The messages of one source: of a group on a pattern, or of one ungrouped subscriber.
 
     Every change is synchronous. A delivery handed out stands in its member's ``held`` dict with the
-    time its lease ends; leases are equally long, so the first in each dict ends first.
+    time its lease ends; leases are equally long, so the first in each dict ends first. A delivery is taken
+    back half a lease after its lease was seen to have run out: whoever is to renew it runs on the same event
+    loop, and if that stood still (a handler that blocks, a debugger, a laptop that slept), he comes first.
     """
 
     __slots__ = (
@@ -198,13 +202,17 @@ class Queue:
             self.push(heappop(self._delayed)[2])
         lost: list[Entry] = []
         for held in self.members.values():
-            expired = [entry for entry, due in held.items() if due <= now]
+            expired = [entry for entry, due in held.items() if due <= now and self._given_up(entry, now)]
             for entry in expired:
                 del held[entry]
             lost += expired
         for entry in sorted(lost, key=lambda entry: entry.number, reverse=True):
             self.put_back(entry, entry.attempt + 1)
         self.alarm = self._next_due()
+
+    def _given_up(self, entry: Entry, now: float) -> bool:
+        entry.overdue = entry.overdue or now
+        return entry.overdue + self.lease / 2 <= now
 
     def deadline(self, now: float) -> float:
         """When a member that begins to wait has to look again; infinity: when it is told to."""
@@ -216,8 +224,9 @@ class Queue:
     def _next_due(self) -> float:
         due = self._delayed[0][0] if self._delayed else inf
         for held in self.members.values():
-            if held:
-                due = min(due, next(iter(held.values())))
+            for entry, end in held.items():
+                due = min(due, entry.overdue + self.lease / 2 if entry.overdue else end)
+                break
         return due
 
     @property

@@ -46,8 +46,8 @@ class InMemoryBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Messages kept per topic for replay and for groups that start "earliest"; 0: none. All topics together
     #: keep ten times as many, and no more than about 64 MiB of bodies; the oldest go first.
     history: int = 1000
-    #: Seconds after which a group's unsettled delivery goes to another member, unless it is extended (the
-    #: bus does that while a handler runs); None: only when its consumer leaves.
+    #: Seconds until a group's unsettled delivery has to be extended (the bus does that while a handler runs). Half as
+    #: long again, and it goes to another member; None: only when its consumer leaves.
     lease: float | None = 30.0
     #: Makes the failures of ``failure_rate`` the same in each run.
     seed: int | None = None
