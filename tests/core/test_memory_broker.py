@@ -470,7 +470,7 @@ async def test_a_loop_that_stood_still_takes_nothing_from_who_is_there(still: fl
         async def handler(message: Message) -> None:
             called.append(message.data)
             await anyio.sleep(0.01)  # the other member waits again, with a deadline
-            time.sleep(still)  # noqa: ASYNC251
+            time.sleep(still)
             await anyio.sleep(0.5)
 
         for member in (bus, other):
