@@ -10,10 +10,11 @@ import anyio
 import anyio.to_thread
 import pytest
 from amb_azure import AzureServiceBusBroker
+from amb_azure._entities import Entities
 from amb_azure._wire import subscription
 from amb_core import Message, MessageBus
-from amb_core.broker import Source
-from amb_core.errors import BrokerUnavailable
+from amb_core.broker import Outgoing, Source
+from amb_core.errors import BrokerUnavailable, Unavailable
 from amb_core.testing.proxy import FaultProxy
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
@@ -197,3 +198,29 @@ async def test_replies_come_again_after_a_restart(fragile: AzureServiceBusBroker
                     break
                 except (BrokerUnavailable, TimeoutError):
                     continue
+
+
+async def test_what_waits_for_a_subscriber_without_a_group_outlives_attempts_that_fail(
+    cable: tuple[FaultProxy, AzureServiceBusBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its subscription is deleted when it ends, and not when it could not be opened again."""
+    proxy, broker = cable
+    source = Source(id="waits", pattern="waits")
+
+    async def refused(*_: object) -> None:
+        raise Unavailable("not yet")
+
+    async with broker.connect() as connection:
+        async with connection.open(source) as feed:
+            assert not await feed.receive(1, wait=False)
+            proxy.reset()
+            with pytest.raises(BrokerUnavailable):
+                await feed.receive(1)
+        async with broker.connect() as other:
+            await other.send([Outgoing("waits", b"1", {})])
+        with monkeypatch.context() as patch:
+            patch.setattr(Entities, "make_subscription", refused)
+            with pytest.raises(Unavailable, match="not yet"):
+                await connection.open(source).__aenter__()
+        async with connection.open(source) as feed:
+            assert [each.body for each in await feed.receive(1)] == [b"1"]

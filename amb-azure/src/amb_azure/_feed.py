@@ -46,11 +46,11 @@ class SubscriptionFeed:
         self._link: Link | None = None
         self._deliveries = Deliveries(self._doing, options.response_timeout)
         self._opening, self._left = anyio.Lock(), False
-        self.broken = False
+        self.broken = self._started = False
 
     async def start(self) -> None:
         """Make sure of the subscription, and open it. Raises: AmbError."""
-        self.broken = self._left = False
+        self.broken = self._left = self._started = False
         try:
             if self._options.auto_create:
                 # Who may make a subscription may listen to it, so its link can wait.
@@ -61,6 +61,7 @@ class SubscriptionFeed:
             # Opened again too early: what was held before is held still.
             self.broken = len(self._deliveries) > 0
             raise
+        self._started = True
 
     async def stop(self) -> None:
         """Close the link. What was not settled goes back at once, unless the link broke: then it is settled later."""
@@ -71,7 +72,8 @@ class SubscriptionFeed:
             if not self.broken and len(self._deliveries):
                 await self._deliveries.give_back(link)
             await link.close()
-        if self.source.group is None and not self.broken and self._options.auto_create:
+        # One that could not be opened again has messages from before the outage, for the next attempt.
+        if self.source.group is None and self._started and not self.broken and self._options.auto_create:
             await self._entities.remove_subscription(self._name)
 
     async def _live(self) -> Link:
