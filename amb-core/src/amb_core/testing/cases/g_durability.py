@@ -108,7 +108,7 @@ async def _comes_through(t: Target, publisher: MessageBus, topic: str, seen: Rec
         except BrokerUnavailable:  # the next try to connect may be further off than the publisher waits
             continue
         with anyio.move_on_after(0.5):
-            await eventually(lambda: id in seen.ids, "", 1.0)  # noqa: B023
+            await eventually(lambda: id in seen.ids, "", 60)  # noqa: B023
             return time.monotonic() - began
     raise AssertionError(f"nothing arrives {t.patience:g} s after the fault")
 
@@ -302,7 +302,7 @@ async def _replay_pattern(t: Target, bus: MessageBus) -> list[Any]:
     return [message.data async for message in bus.replay(t.topic("p.*"))]
 
 
-@case("G10", needs="durable_groups", fixtures="destroy", within=60)
+@case("G10", needs="durable_groups", fixtures="destroy")
 async def G10_deleted_under_a_live_consumer(t: Target) -> None:
     """What is kept for a topic is deleted under a live consumer: within 10 s it consumes again or says why not."""
     assert t.rig.destroy is not None
@@ -315,7 +315,7 @@ async def G10_deleted_under_a_live_consumer(t: Target) -> None:
     while time.monotonic() - began < 10:
         id = await t.ledger.publish(publisher, t.topic("jobs"), "after")
         with anyio.move_on_after(1.0):
-            await eventually(lambda: id in seen.ids, "", 2.0)  # noqa: B023
+            await eventually(lambda: id in seen.ids, "", 60)  # noqa: B023
             return
         health = (await bus.health()).subscriptions
         if any(each.id == subscription and each.error for each in health):
@@ -343,7 +343,7 @@ async def G11_trimming_drops_nothing_unread(t: Target) -> None:
     assert len(t.ledger.fated("ok")) >= 100, f"only {len(t.ledger.fated('ok'))} messages went into 100 places"
 
 
-@case("G12", needs="volatile", fixtures="control", within=60)
+@case("G12", needs="volatile", fixtures="control")
 async def G12_only_the_outage_is_lost(t: Target) -> None:
     """A broker that is not durable loses at most what was published in its outage."""
     bus, publisher, seen = t.bus(), t.bus(publish_timeout=1.0), t.recorder("the consumer")
