@@ -356,6 +356,20 @@ class TestCancelledReads:
                             assert not await first.receive(1), "the other member has it"
                         await _ack(second, [taken])
 
+    async def test_what_came_as_a_subscription_paused_is_left_to_others(
+        self, broker: RedisBroker, native: Any, prefix: str
+    ) -> None:
+        paused, other = Collector(), Collector()
+        async with MessageBus(broker) as one, MessageBus(broker) as two:
+            subscription = await one.subscribe("jobs", paused, group="g")
+            await anyio.sleep(0.2)
+            # The server grants it, and before the loop can look the subscription pauses.
+            native.xadd(f"{prefix}:{{jobs}}:s", {"body": b"1"})
+            subscription.pause()
+            await two.subscribe("jobs", other, group="g")
+            (message,) = await other.wait(1, 5)
+            assert message.attempt == 1 and not paused.data
+
 
 class TestDeadLetters:
     async def test_they_are_kept_shown_and_sent_back(self, broker: RedisBroker) -> None:

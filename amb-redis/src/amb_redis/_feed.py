@@ -46,7 +46,7 @@ _FORGET = 60.0
 
 
 class StreamFeed:
-    """`Feed`, `ExtendsLease` and `TellsBacklog` on the streams of one topic, or of all that match a pattern."""
+    """`Feed`, `Withdraws`, `ExtendsLease` and `TellsBacklog` on the streams of a topic, or of all a pattern matches."""
 
     def __init__(self, options: RedisBroker, found: Servers, names: Names, source: Source, consumer: str) -> None:
         self.source = source
@@ -69,6 +69,7 @@ class StreamFeed:
         self._looked = self._news_at = 0.0
         self._bell = b"0-0"
         self._stash: list[Incoming] = []
+        self._withdrawn = False
         self._link: Link | None = None
         self._asked: Read | None = None
         self._leases = Leases(found, self._group, consumer.encode(), options.lease)
@@ -162,6 +163,7 @@ class StreamFeed:
 
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         """See `amb_core.broker.Feed.receive`."""
+        self._withdrawn = False
         try:
             while True:
                 found = await self._receive(limit, wait, time.monotonic() + _WAIT)
@@ -203,6 +205,22 @@ class StreamFeed:
             except (*NATIVE, AmbError) as error:
                 self.broken = True
                 logger.debug("calling a read of %r back: %s", self.source.pattern, error)
+                return
+            if self._withdrawn:
+                try:
+                    await self._return_unseen()
+                except AmbError as error:
+                    logger.info("some message(s) on %r come again later: %s", self.source.pattern, error)
+
+    async def withdraw(self) -> None:
+        """See `amb_core.broker.Withdraws`. A read that is being called back right now may bring something yet."""
+        self._withdrawn = True
+        await self._return_unseen()
+
+    async def _return_unseen(self) -> None:
+        stash, self._stash = self._stash, []
+        if stash:
+            await self.settle([Settlement(each.token, "release") for each in stash])
 
     async def _step(self, limit: int, wait: bool, until: float) -> list[Incoming]:
         """One round trip at most: a read, or a look at who has news."""
