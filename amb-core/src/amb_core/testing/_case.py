@@ -34,7 +34,7 @@ class Case(msgspec.Struct, frozen=True):
     #: Not together with others: it restarts the server, blocks the event loop, or measures.
     exclusive: bool = False
     #: Seconds after which it has failed.
-    within: float = 100.0
+    within: float = 60.0
 
 
 _CASES: dict[str, Case] = {}
@@ -46,7 +46,7 @@ def case(
     needs: str | tuple[str, ...] = (),
     fixtures: Fixture | tuple[Fixture, ...] = (),
     exclusive: bool = False,
-    within: float = 100.0,
+    within: float = 60.0,
 ) -> Callable[[Run], Run]:
     """Register the decorated function, whose name begins with the id, as the case `id`."""
 

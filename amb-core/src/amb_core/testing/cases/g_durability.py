@@ -302,7 +302,7 @@ async def _replay_pattern(t: Target, bus: MessageBus) -> list[Any]:
     return [message.data async for message in bus.replay(t.topic("p.*"))]
 
 
-@case("G10", needs="durable_groups", fixtures="destroy")
+@case("G10", needs="durable_groups", fixtures="destroy", within=60)
 async def G10_deleted_under_a_live_consumer(t: Target) -> None:
     """What is kept for a topic is deleted under a live consumer: within 10 s it consumes again or says why not."""
     assert t.rig.destroy is not None
@@ -343,7 +343,7 @@ async def G11_trimming_drops_nothing_unread(t: Target) -> None:
     assert len(t.ledger.fated("ok")) >= 100, f"only {len(t.ledger.fated('ok'))} messages went into 100 places"
 
 
-@case("G12", needs="volatile", fixtures="control")
+@case("G12", needs="volatile", fixtures="control", within=60)
 async def G12_only_the_outage_is_lost(t: Target) -> None:
     """A broker that is not durable loses at most what was published in its outage."""
     bus, publisher, seen = t.bus(), t.bus(publish_timeout=1.0), t.recorder("the consumer")

@@ -134,7 +134,7 @@ async def H4_remote_errors(t: Target) -> None:
             await bus.request(t.topic(word), 1, timeout=t.patience)
         except RemoteError as error:
             assert error.type == kind and text in error.text, f"the remote error is {error!r}"
-            assert time.monotonic() - began < t.patience / 2, "the error did not come at once"
+            assert time.monotonic() - began < 5, "the error did not come at once"
         else:
             raise AssertionError(f"the responder on {word!r} failed, and the caller heard nothing of it")
     for word, wanted in (("send", "sent"), ("message", "by message"), ("id", "by id"), ("return", 5)):
