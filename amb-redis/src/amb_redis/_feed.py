@@ -207,10 +207,7 @@ class StreamFeed:
                 logger.debug("calling a read of %r back: %s", self.source.pattern, error)
                 return
             if self._withdrawn:
-                try:
-                    await self._return_unseen()
-                except AmbError as error:
-                    logger.info("some message(s) on %r come again later: %s", self.source.pattern, error)
+                await self._return_unseen()
 
     async def withdraw(self) -> None:
         """See `amb_core.broker.Withdraws`. A read that is being called back right now may bring something yet."""
@@ -219,8 +216,12 @@ class StreamFeed:
 
     async def _return_unseen(self) -> None:
         stash, self._stash = self._stash, []
-        if stash:
+        if not stash:
+            return
+        try:
             await self.settle([Settlement(each.token, "release") for each in stash])
+        except AmbError as error:
+            logger.info("up to %d message(s) on %r come again later: %s", len(stash), self.source.pattern, error)
 
     async def _step(self, limit: int, wait: bool, until: float) -> list[Incoming]:
         """One round trip at most: a read, or a look at who has news."""
