@@ -47,7 +47,7 @@ class Queue:
     Every change is synchronous. A delivery handed out stands in its member's ``held`` dict with the
     time its lease ends; leases are equally long, so the first in each dict ends first. A delivery is taken
     back half a lease after its lease was seen to have run out: whoever is to renew it runs on the same event
-    loop, and if that stood still (a handler that blocks, a debugger, a laptop that slept), he comes first.
+    loop, and if that stood still (a handler that blocks, a debugger, a laptop that slept), that has its turn first.
     """
 
     __slots__ = (
@@ -224,9 +224,9 @@ class Queue:
     def _next_due(self) -> float:
         due = self._delayed[0][0] if self._delayed else inf
         for held in self.members.values():
-            for entry, end in held.items():
+            if held:
+                entry, end = next(iter(held.items()))
                 due = min(due, entry.overdue + self.lease / 2 if entry.overdue else end)
-                break
         return due
 
     @property
