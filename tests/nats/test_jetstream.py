@@ -49,6 +49,19 @@ async def test_a_foreign_client_is_heard(stored: NatsBroker, native: Client, wor
     assert seen.messages[1].headers == {"Trace": "x"} and seen.messages[1].topic == "orders.headed"
 
 
+async def test_what_comes_just_as_a_member_pauses_counts_as_no_attempt(stored: NatsBroker) -> None:
+    """A server that sends to a member which no longer listens counts that as a delivery."""
+    seen, rounds = Collector(), 300
+    async with MessageBus(stored) as bus, MessageBus(stored) as other:
+        subscription = await bus.subscribe("jobs", seen, group="g")
+        for number in range(rounds):
+            subscription.pause()
+            await other.publish("jobs", number, wait_for_confirmation=True)
+            subscription.resume()
+            await seen.wait(number + 1)
+    assert {message.attempt for message in seen.messages} == {1}
+
+
 async def test_a_foreign_client_reads_plain_json(stored: NatsBroker, native: Client, word: str) -> None:
     async with MessageBus(stored) as bus:
         id = await bus.publish("orders.x", {"a": 1}, headers={"who": "me"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
@@ -55,9 +54,8 @@ class PullFeed:
         self._notes = Notes(link, stream)
         self._pulse: Pulse | None = None
         self._pin: Pin | None = None
-        self._box = link.client.new_inbox()
         #: Where what is asked for arrives. The server forgets a request when nobody listens there any more.
-        self._inbox, self._inboxes = "", itertools.count()
+        self._inbox = link.client.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: deque[Incoming] = deque()
         self._standing = recall(source.id)
@@ -66,7 +64,7 @@ class PullFeed:
         self._asked = self._ahead = 0
         self._until = 0.0
         self._failure: AmbError | None = None
-        self._broken = False
+        self._broken = self._withdrawn = False
 
     async def start(self) -> None:
         """Find or make the consumer; returns when it is live."""
@@ -76,7 +74,7 @@ class PullFeed:
         self._pulse = Pulse(self._lease / 10)
         self._stream.keeps(wanted, doing)
         await self._stream.prepare()
-        await self._listen()
+        (self._subscription,) = await subscribe(self._link, [self._inbox], "", self._arrived, doing)
         found = await self._stream.consumer(self.consumer)
         if self._source.ordered_by is not None or (found or {}).get("config", {}).get("priority_groups"):
             self._pin = Pin(self._stream, self.consumer, self._standing, self._lease)
@@ -89,11 +87,6 @@ class PullFeed:
             config |= self._pin.config
         if found is None or config != found["config"]:
             await self._stream.make_consumer(self.consumer, config, doing)
-
-    async def _listen(self) -> None:
-        self._inbox = f"{self._box}.{next(self._inboxes)}"
-        doing = f"receive from {self._source.pattern!r}"
-        (self._subscription,) = await subscribe(self._link, [self._inbox], "", self._arrived, doing)
 
     async def _reached(self, found: dict[str, Any] | None) -> int | None:
         """Up to where a source without a group was read, by a feed whose link broke. None: there was none."""
@@ -127,9 +120,10 @@ class PullFeed:
             self._pulse.stop()
         if self._broken or self._link.lost is not None:
             remember(self._source.id, self._standing)
-        if self._link.lost is not None or not self._inbox:
+        if self._link.lost is not None or self._subscription is None:
             return
-        await self._hush()
+        # What had been sent until then has arrived.
+        await self._link.drain(self._subscription)
         if self._grouped:
             # After a failure handlers go on, and the next feed settles what they hold.
             await self._give_back([*self._unseen(), *(() if self._broken else self._held)])
@@ -140,15 +134,11 @@ class PullFeed:
 
     async def withdraw(self) -> None:
         """See `amb_core.broker.Withdraws`. An ordered group's reader keeps its turn."""
+        # What was asked for is given back as it comes. Not listening any more would end the request, but the server
+        # counts as delivered what it sends to nobody in that moment.
         if self._pin is None:
-            await self._hush()
+            self._withdrawn = True
             await self._give_back(self._unseen())
-
-    async def _hush(self) -> None:
-        """Take back what was asked for; what had been sent until then has arrived."""
-        subscription, self._subscription, self._asked = self._subscription, None, 0
-        if subscription is not None:
-            await self._link.drain(subscription)
 
     def _unseen(self) -> list[Lease]:
         """Take what has arrived and not been handed over."""
@@ -165,13 +155,22 @@ class PullFeed:
         elif (code := status(message)) is not None and code != "100":
             self._ended(code, message.headers or {})
         self._news.set()
+        if self._withdrawn and self._buffer:
+            await self._return_unseen()
+
+    async def _return_unseen(self) -> None:
+        unseen = self._unseen()
+        try:
+            await self._give_back(unseen)
+        except AmbError as error:
+            logger.info("%d message(s) on %r come again later: %s", len(unseen), self._source.pattern, error)
 
     def _take_in(self, message: Msg) -> None:
         since = time.monotonic() if self._pulse is None else self._pulse.since()
         if self._pin is not None:
             self._pin.seen(message.headers or {})
         headers, key = from_headers(message.headers)
-        lease = Lease(message.reply, self._box, since + self._lease * MARGIN)
+        lease = Lease(message.reply, self._inbox, since + self._lease * MARGIN)
         topic = self._names.topic(message.subject) or message.subject
         self._buffer.append(Incoming(topic, message.data, headers, lease, key, 1, lease.position, message))
 
@@ -190,6 +189,7 @@ class PullFeed:
 
     async def receive(self, limit: int, wait: bool = True) -> Sequence[Incoming]:
         """See `amb_core.broker.Feed.receive`."""
+        self._withdrawn = False
         if not self._buffer:
             try:
                 await self._more(limit, wait)
@@ -287,8 +287,6 @@ class PullFeed:
 
     async def _ask(self, limit: int, wait: bool, more: bool = False) -> None:
         self._check()
-        if self._subscription is None:
-            await self._listen()
         self._asked, self._until = limit, time.monotonic() + (_WAIT if wait else 0.0)
         request: dict[str, Any] = {"batch": limit}
         request |= self._pin.request() if self._pin is not None else {}
@@ -348,7 +346,7 @@ class PullFeed:
         await self._settle([(lease, nak(delay)) for lease in leases])
 
     async def _settle(self, answers: Sequence[tuple[Lease, bytes]]) -> None:
-        await tell(self._link, self._box, answers, f"settle on {self._source.pattern!r}")
+        await tell(self._link, self._inbox, answers, f"settle on {self._source.pattern!r}")
         for lease, _ in answers:
             lease.settled = True
 
@@ -369,7 +367,7 @@ class PullFeed:
                 told.append((lease, STILL_AT_IT))
         if self._pin is not None and self._asked <= 0:
             await self._request(self._pin.keep())
-        await tell(self._link, self._box, told, f"extend leases on {self._source.pattern!r}")
+        await tell(self._link, self._inbox, told, f"extend leases on {self._source.pattern!r}")
         for lease, _ in told:
             lease.until = now + self._lease * MARGIN
         if errors:
