@@ -1,4 +1,4 @@
-"""A paused member keeps nothing from its group: the others need not wait for its leases."""
+"""A member that pauses or leaves keeps nothing from its group: the others need not wait for its leases."""
 
 from __future__ import annotations
 
@@ -50,3 +50,39 @@ async def test_others_have_what_a_paused_member_had_asked_for(
         with anyio.fail_after(10):
             while len(paused.data) == 1:
                 await second.publish("jobs", "after", wait_for_confirmation=True)
+
+
+@pytest.mark.parametrize("broker", SHARED)
+async def test_others_have_what_a_leaving_member_had_asked_for(
+    broker: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Any = request.getfixturevalue(BROKERS[broker][0])
+    for name, value in settings_on(broker, server).items():
+        monkeypatch.setenv(name, value)
+    started, leaves, may_end, other = anyio.Event(), anyio.Event(), anyio.Event(), Collector()
+
+    async def long(_: object) -> None:
+        started.set()
+        await may_end.wait()
+
+    async def leave() -> None:
+        leaves.set()
+        await subscription.unsubscribe()
+
+    async with MessageBus() as first, MessageBus() as second, anyio.create_task_group() as tasks:
+        assert first.broker is not None
+        subscription = await first.subscribe("jobs", long, group="g", concurrency=5)
+        await first.publish("jobs", "before", wait_for_confirmation=True)
+        await started.wait()
+        await anyio.sleep(0.2)  # so that it has asked for more
+        tasks.start_soon(leave)
+        await leaves.wait()
+        for number in range(5):
+            await second.publish("jobs", number, wait_for_confirmation=True)
+        await anyio.sleep(0.2)
+        await second.subscribe("jobs", other, group="g", concurrency=5)
+        await other.wait(5, 10)
+        assert sorted(other.data) == [*range(5)]
+        if first.broker.capabilities.return_unstarted:
+            assert {message.attempt for message in other.messages} == {1}
+        may_end.set()

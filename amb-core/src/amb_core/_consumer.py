@@ -417,6 +417,8 @@ class Consumer:
             self._receiver.cancel()
         if not self.finishing:
             self._forget_unstarted()
+            if self.running:  # the feed stays until they have finished
+                self._withdraw_soon()
 
     def _forget_unstarted(self) -> None:
         self._give_back()
@@ -438,13 +440,16 @@ class Consumer:
             self._receiver.cancel()
         if self.leased:
             self._give_back()
-            if isinstance(self.feed, Withdraws):
-                self.host.start_soon(self._withdraw, self.feed)
+            self._withdraw_soon()
+
+    def _withdraw_soon(self) -> None:
+        if self.leased and isinstance(self.feed, Withdraws):
+            self.host.start_soon(self._withdraw, self.feed)
 
     async def _withdraw(self, feed: Feed) -> None:
         assert isinstance(feed, Withdraws)
-        if not (self.paused or self._is_cut_off()) or self.feed is not feed:
-            return  # it goes on already
+        if not (self.paused or self.stopping or self._is_cut_off()) or self.feed is not feed:
+            return  # it goes on already, or it has been left
         try:
             await answered(feed.withdraw())
         except Exception as error:

@@ -79,6 +79,8 @@ async def L3_what_never_started_goes_back(t: Target) -> None:
             await feed.settle([Settlement(incoming.token, "ack") for incoming in got[5:]])
             await other.settle([Settlement(incoming.token, "ack") for incoming in again])
     await _released_by_the_bus(t)
+    if t.capabilities.lease is not None:
+        await _asked_for_by_a_leaver(t)
 
 
 async def _released_by_the_bus(t: Target) -> None:
@@ -99,6 +101,34 @@ async def _released_by_the_bus(t: Target) -> None:
     assert len(leaving.seen) == called, "the leaver was called after disconnect() had returned"
     t.ledger.check(leaving, staying)
     assert set(staying.attempts) == {1}, f"attempts of the stayer: {staying.attempts}"
+
+
+async def _asked_for_by_a_leaver(t: Target) -> None:
+    """A leaver whose handler runs on had places for more: what is published now is nothing to it."""
+    leaves, may_end = anyio.Event(), anyio.Event()
+
+    async def work(message: Message) -> None:
+        await may_end.wait()
+
+    async def leave() -> None:
+        leaves.set()
+        await subscription.unsubscribe()
+
+    leaver, bus = t.bus(drain_timeout=t.patience), t.bus()
+    leaving, staying = t.recorder("the leaver", "workers", work), t.recorder("the stayer", "workers")
+    subscription = await leaver.subscribe(t.topic("more"), leaving, group="workers", concurrency=5)
+    await t.ledger.publish(bus, t.topic("more"), "before")
+    await leaving.reaches(1, t.patience)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leave)
+        await leaves.wait()
+        try:
+            await t.ledger.publish_many(bus, t.topic("more"), range(5))
+            await bus.subscribe(t.topic("more"), staying, group="workers")
+            await staying.reaches(5, t.patience)
+        finally:
+            may_end.set()
+    assert set(staying.attempts) == {1}, f"a leaver kept what it had asked for: attempts {staying.attempts}"
 
 
 @case("L4", needs="redelivery")
