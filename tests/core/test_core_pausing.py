@@ -127,6 +127,34 @@ async def test_a_feed_that_cannot_withdraw_is_opened_again(broker: ScriptedBroke
         await collector.wait()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_subscription_that_leaves_withdraws_while_handlers_run(broker: ScriptedBroker, fails: bool) -> None:
+    """If that fails, it keeps its feed all the same: what runs is settled through it."""
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(message: Message) -> None:
+        begun.set()
+        await go_on.wait()
+
+    async def fail(*_: Any) -> None:
+        raise ConnectionLost("the line was cut")
+
+    broker.feeding = Withdrawing
+    if fails:
+        broker.on_withdraw = fail
+    async with connected(broker) as bus, anyio.create_task_group() as tasks:
+        subscription = await bus.subscribe("t", slow, group="g", concurrency=2)
+        feed = await broker.feed()
+        (token,) = feed.hand(1)
+        await begun.wait()
+        tasks.start_soon(subscription.unsubscribe)
+        await eventually(lambda: feed.withdrawals == 1, "what was asked for is withdrawn")  # type: ignore[attr-defined]
+        assert not feed.left
+        go_on.set()
+        await eventually(lambda: feed.left, "it leaves when its handler has finished")
+        assert feed.verdicts() == [(token, "ack")] and len(broker.feeds) == 1
+
+
 async def test_an_open_breaker_leaves_to_others_what_is_under_way(broker: ScriptedBroker) -> None:
     begun, go_on = list[Any](), anyio.Event()
 

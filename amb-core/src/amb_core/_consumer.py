@@ -453,7 +453,10 @@ class Consumer:
         try:
             await answered(feed.withdraw())
         except Exception as error:
-            self.feed_failed(feed, error, "withdrawing from")  # leaving it gives back what it has
+            if self.stopping:  # what runs is still to be settled through it
+                log.info("what was asked for on %r comes again later: %s", self.source.pattern, error)
+            else:
+                self.feed_failed(feed, error, "withdrawing from")  # leaving it gives back what it has
 
     def look_again(self) -> None:
         """While finishing: see whether more has come."""
