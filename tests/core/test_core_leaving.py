@@ -174,6 +174,61 @@ async def test_leaving_during_an_outage_lets_handlers_finish(broker: ScriptedBro
     assert slow.ended == ["returned"]
 
 
+@pytest.mark.parametrize("what", ["bus", "subscription"])
+async def test_what_runs_while_it_leaves_is_settled_although_the_line_is_cut(broker: ScriptedBroker, what: str) -> None:
+    """Or it would run again elsewhere, however long it took."""
+    slow = Slow()
+    async with connected(broker) as bus, anyio.create_task_group() as tasks:
+        subscription = await bus.subscribe("t", slow, group="g", concurrency=2)
+        feed = await broker.feed()
+        (token,) = feed.hand(1)
+        await slow.running()
+        tasks.start_soon(bus.disconnect if what == "bus" else subscription.unsubscribe)
+        await eventually(lambda: not feed.receiving, "it has begun to leave")
+        bus.host.suspect(ConnectionLost("the line was cut"), broker.connections[0])
+        await eventually(lambda: len(broker.feeds) == 2, "the next feed", 5)
+        await bus.publish("answers", 1)
+        slow.go_on.set()
+        second = broker.feeds[1]
+        await eventually(lambda: second.left, "it has left")
+        assert second.verdicts() == [(token, "ack")] and not second.limits, "it received more"
+    assert slow.ended == ["returned"]
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_what_was_decided_in_an_outage_is_told_if_that_ends_in_time(
+    broker: ScriptedBroker, comes_back: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, back = Slow(), anyio.Event()
+
+    async def down(*_: Any) -> None:
+        await back.wait()
+
+    async with connected(broker, drain_timeout=1) as bus:
+        await bus.subscribe("t", slow, group="g")
+        feed = await broker.feed()
+        (token,) = feed.hand(1)
+        await slow.running()
+        broker.on_connect = down
+        bus.host.suspect(ConnectionLost("the line was cut"), broker.connections[0])
+        await eventually(lambda: feed.left, "the outage")
+        slow.go_on.set()
+        await eventually(lambda: slow.ended, "the handler's end")
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bus.disconnect)
+            await eventually(lambda: bus.host.state == "stopping", "it has begun to leave")
+            await stays(lambda: bus.host.state == "stopping", "waiting for the broker", 0.2)
+            if comes_back:
+                back.set()
+        took = time.monotonic() - began
+    if comes_back:
+        assert broker.feeds[1].verdicts() == [(token, "ack")] and took < 0.9
+    else:
+        assert len(broker.feeds) == 1 and 0.9 < took < 3
+        assert "1 message(s) for 't' were handled, and come again" in caplog.text
+
+
 async def test_leaving_does_not_wait_for_an_attempt_to_connect(broker: ScriptedBroker) -> None:
     bus = MessageBus(broker, connect_timeout=20)
     await bus.subscribe("t", Collector(), group="g")

@@ -371,6 +371,16 @@ class Consumer:
         return len(self._ready) + len(self._lanes)
 
     @property
+    def owes(self) -> bool:
+        """The broker waits for verdicts that are decided, or will be when handlers have finished."""
+        return self.leased and not self.aborted and bool(self.running or self.settler.pending)
+
+    @property
+    def wants_feed(self) -> bool:
+        """There is something to receive, or to settle."""
+        return not self.stopping or self.owes
+
+    @property
     def starts_more(self) -> bool:
         """Handlers may still be started."""
         return not self.aborted and (self.finishing or not self.stopping)
@@ -465,7 +475,8 @@ class Consumer:
             self.kick()
 
     async def quiet(self) -> None:
-        """Return when no handler runs and nothing that could be started waits."""
+        """Return when no handler runs, nothing that could be started waits, and no outage keeps from being settled
+        what is decided."""
         while self._busy():
             await self._rest()
 
@@ -474,7 +485,7 @@ class Consumer:
         looking = self.finishing and not self._dry and self.feed is not None and self._slots() > 0
         # What waits here for its next try is known to nobody else.
         trying = self.finishing and self.held and not self.paused
-        return bool(self.running or can_start or looking or trying)
+        return bool(self.running or can_start or looking or trying or (self.owes and self.feed is None))
 
     async def _rest(self) -> None:
         waiter: Future[None] = new_future()
@@ -515,6 +526,7 @@ class Consumer:
             breaker.ended()
         self.breakers.clear()
         self.settler.tell_waiters()
+        self._look_quiet()
 
 
 def _tries_again(feed: Feed) -> bool:

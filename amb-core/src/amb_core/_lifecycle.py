@@ -109,6 +109,8 @@ class Host:
         self._started: anyio.Event
         self._ended: anyio.Event
         self._stop: anyio.Event
+        #: Asked to stop, and nothing runs any more.
+        self._drained: anyio.Event
         self._task: asyncio.Task[None] | None = None
         self._pending_live: list[Supervised] = []
         self._connecting: anyio.CancelScope | None = None
@@ -128,7 +130,7 @@ class Host:
         self._check_open()  # somebody may have disconnected it meanwhile
 
     def _check_open(self) -> None:
-        if self.state not in ("stopping", "closed") or (self.state == "stopping" and self.connection is not None):
+        if self.state not in ("stopping", "closed") or (self.state == "stopping" and not self._drained.is_set()):
             return
         if self.fatal is not None:
             raise BusClosed(f"the bus stopped ({self.fatal}): mend that, then call connect()") from self.fatal
@@ -174,7 +176,8 @@ class Host:
             self.state, self.fatal = "starting", None
             self.timers = Timers()
             self._up, self._down = anyio.Event(), anyio.Event()
-            self._started, self._ended, self._stop = anyio.Event(), anyio.Event(), anyio.Event()
+            self._started, self._ended = anyio.Event(), anyio.Event()
+            self._stop, self._drained = anyio.Event(), anyio.Event()
             self._task = spawn(self.main, "amb")
         ended, started = self._ended, self._started
         await started.wait()
@@ -192,6 +195,7 @@ class Host:
             async with anyio.create_task_group() as group:
                 self._group = group
                 group.start_soon(self.timers.run)
+                group.start_soon(self._drain_when_asked)
                 for service in self.services:
                     group.start_soon(service)
                 await self._serve()
@@ -213,20 +217,21 @@ class Host:
 
     async def _serve(self) -> None:
         pause, deadline = FIRST_PAUSE, anyio.current_time() + self.connect_timeout
-        while not self._stop.is_set():
+        # Whoever is asked to stop connects again as long as handlers run: what they decide is to be told.
+        while not self._drained.is_set():
             try:
                 await self._connected_once(deadline)
                 pause = FIRST_PAUSE
             except Exception as error:
                 starting, late = self.state == "starting", anyio.current_time() + pause > deadline
                 if self._is_final(error, starting) or (starting and late):
+                    if self.state == "stopping":
+                        await self._drained.wait()
                     raise
-                log.warning("%s; %s", error, "left" if self._stop.is_set() else f"trying again in {pause:.2g} s")
+                log.warning("%s; %s", error, "left" if self._drained.is_set() else f"trying again in {pause:.2g} s")
             with anyio.move_on_after(pause):
-                await self._stop.wait()
+                await self._drained.wait()
             pause = min(pause * 2, LAST_PAUSE)
-        if self.state == "up":  # it ends during an outage: what runs may finish all the same
-            await self._drain()
 
     def _is_final(self, error: Exception, starting: bool) -> bool:
         if self._stop.is_set():
@@ -244,12 +249,12 @@ class Host:
             with anyio.CancelScope(deadline=until) as self._connecting:
                 connection = await stack.enter_async_context(left_in_time(self.broker.connect()))
             self._connecting = None
-            if connection is not None:
+            if connection is not None and not self._drained.is_set():
                 try:
                     await self._while_connected(connection)
                 finally:
                     self._connection_ended()
-            elif not self._stop.is_set():
+            elif not self._drained.is_set():
                 raise Unavailable(
                     f"{self.broker!r} did not answer within {self.connect_timeout:g} s: "
                     "is it running, and is the address right?"
@@ -269,9 +274,7 @@ class Host:
         self._started.set()
         async with anyio.create_task_group() as waiting:
             waiting.start_soon(_first_of, self._down, waiting.cancel_scope)
-            waiting.start_soon(_first_of, self._stop, waiting.cancel_scope)
-        if self._stop.is_set():
-            await self._drain()
+            waiting.start_soon(_first_of, self._drained, waiting.cancel_scope)
 
     def _connection_ended(self) -> None:
         """Nobody gets this connection any more, and who has it lets go of it. Harmless when repeated."""
@@ -331,11 +334,11 @@ class Host:
     async def _supervise(self, supervised: Supervised) -> None:
         consumer, pause = supervised.consumer, FIRST_PAUSE
         try:
-            while not consumer.stopping:
+            while consumer.wants_feed:
                 error = await self._one_feed(supervised)
                 if error is None:
                     break
-                if consumer.stopping:
+                if not consumer.wants_feed:
                     log.warning("the subscription to %r did not end well: %s", consumer.source.pattern, error)
                     break
                 supervised.error = error
@@ -363,13 +366,13 @@ class Host:
         try:
             async with AsyncExitStack() as stack:
                 feed = await self._opened(supervised, stack)
-                if feed is not None and not consumer.stopping:
+                if feed is not None and consumer.wants_feed:
                     consumer.attach(feed)
                     self._became_live(supervised)
                     assert consumer.ended is not None
                     error = await consumer.ended
                     consumer.detach()
-                elif not consumer.stopping:
+                elif consumer.wants_feed:
                     error = ConnectionLost("the connection was lost")
         except Exception as caught:
             consumer.detach()
@@ -440,6 +443,11 @@ class Host:
             )
         with anyio.move_on_after(LAST_WORDS, shield=True):
             await consumer.close()
+        if untold := len(consumer.settler.pending):
+            log.warning(
+                "%d message(s) for %r were handled, and come again: the broker could not be told before the end of the "
+                "grace time", untold, consumer.source.pattern,
+            )  # fmt: skip
         if consumer.ended is not None and not consumer.ended.done():
             consumer.ended.set_result(None)
         if supervised.waiting is not None:
@@ -451,8 +459,6 @@ class Host:
         """Drain and disconnect. Idempotent, and safe to call concurrently. Raises what stopped the bus before."""
         if self.state not in ("new", "closed"):
             self._stop.set()
-            if self._connecting is not None:
-                self._connecting.cancel()
             if not wait:
                 return
             await self._ended.wait()
@@ -461,6 +467,14 @@ class Host:
         if self.fatal is not None:
             fatal, self.fatal = self.fatal, None
             raise fatal
+
+    async def _drain_when_asked(self) -> None:
+        await self._stop.wait()
+        if self.state == "up":
+            await self._drain()
+        self._drained.set()
+        if self._connecting is not None:
+            self._connecting.cancel()
 
     async def _drain(self) -> None:
         self.state = "stopping"
