@@ -33,7 +33,7 @@ async def test_a_publish_into_a_full_queue_ends_with_the_publish_timeout() -> No
     began = time.monotonic()
     with anyio.fail_after(5), pytest.raises(BackpressureError, match=r"'jobs'.*0\.2 s"):
         await bus.publish("jobs", "too much")
-    assert time.monotonic() - began >= 0.2
+    assert time.monotonic() - began >= 0.199  # uvloop counts whole milliseconds
     with pytest.raises(BackpressureError):
         await bus.request("jobs", "too much", timeout=5)
     assert bus.stats.published == 5
