@@ -401,8 +401,8 @@ class Withdraws(Protocol):
 
     async def withdraw(self) -> None:
         """Nobody calls ``receive`` for now: let others have, as by ``release``, what was asked for and not handed over,
-        whether it is here or comes yet. The next ``receive`` ends that, and may overlap with this one's end. Not called
-        for sources without a group. Raises as ``settle``."""
+        whether it is here or comes yet. The next ``receive`` ends that, and may overlap with this one's end; there may
+        be none. Not called for sources without a group. Raises as ``settle``."""
         ...
 
 
