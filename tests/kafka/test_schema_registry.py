@@ -88,9 +88,11 @@ async def test_an_object_comes_as_it_was_and_its_schema_is_registered(
         await bus.publish(topic, Order("o-2", 1), headers={"h": "v"}, key="k")
         await plain.wait(2)
         await eventually(lambda: len(typed) == 2, "not all came", 15)
-        assert [message.data async for message in bus.replay(topic)] == plain.data
+        replayed = [message.data async for message in bus.replay(topic)]
+    assert replayed == [msgspec.to_builtins(ORDER), msgspec.to_builtins(Order("o-2", 1))]
+    # Each from a partition of its own, perhaps.
     assert sorted(typed, key=lambda order: order.id) == [ORDER, Order("o-2", 1)]
-    assert msgspec.to_builtins(ORDER) in plain.data
+    assert sorted(plain.data, key=lambda data: data["id"]) == replayed
     known = schema_registry.ask("GET", f"/subjects/{topic}-value/versions/latest")
     body = (await read(kafka_server, topic)).value
     assert body[:5] == b"\0" + known["id"].to_bytes(4, "big")
