@@ -156,13 +156,20 @@ def test_it_can_be_ended_any_time_and_leaves_no_process(
         assert "Traceback" not in running.said
 
 
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
 def test_a_process_that_dies_ends_the_demo_with_one_line(redis: dict[str, str], tmp_path: Path) -> None:
     many(tmp_path, 3000)
     mark = f"AMB_TEST_MARK={secrets.token_hex(8)}"
     env = redis | dict([mark.split("=")])
     with started("demo", "--input", str(tmp_path), "--limit", "3000", log=tmp_path.parent / "log", env=env) as running:
         running.until(r"[1-9]\d* announced")  # then everybody has answered the roll call
-        victim = next(pid for pid in marked(mark) if b"reviewer" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        victim = next(pid for pid in marked(mark) if b"reviewer" in _command(pid))
         os.kill(victim, signal.SIGKILL)
         assert running.process.wait(20) == ExitCode.FAILED
         assert running.said.splitlines()[-1] == "amb: the process of the reviewer ended early with code -9"

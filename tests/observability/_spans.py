@@ -24,7 +24,9 @@ class Spans:
 
     async def wait(self, name: str, count: int = 1) -> list[ReadableSpan]:
         """As `all`, as soon as there are `count`."""
-        await eventually(lambda: len(self.all(name)) >= count, lambda: f"{count} spans {name!r}, got {self.names()}")
+        await eventually(
+            lambda: len(self.all(name)) >= count, lambda: f"{count} spans {name!r}, got {self.names()}", 30
+        )
         return self.all(name)
 
     async def one(self, name: str) -> ReadableSpan:

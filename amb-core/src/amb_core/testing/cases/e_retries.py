@@ -150,7 +150,8 @@ async def E5_a_retry_concerns_one_group_and_one_message(t: Target) -> None:
     one = t.recorder("the failing group", "a", failing("bad", times=1))
     two = t.recorder("the other group", "b")
     alone = t.recorder("ungrouped")
-    await bus.subscribe(t.topic("jobs"), one, retries=2, retry_delay=2.0, concurrency=1, **t.group("a"))
+    # Long enough for a busy machine to publish and handle twenty others meanwhile.
+    await bus.subscribe(t.topic("jobs"), one, retries=2, retry_delay=6.0, concurrency=1, **t.group("a"))
     await bus.subscribe(t.topic("jobs"), two, **t.group("b"))
     await bus.subscribe(t.topic("jobs"), alone)
     await t.ledger.publish_many(bus, t.topic("jobs"), ["bad", *range(20)])
@@ -286,7 +287,8 @@ async def E11_breaker(t: Target) -> None:
             raise RuntimeError("fails on purpose")
         await probes.wait()
 
-    breaker = CircuitBreaker(failure_threshold=3, recovery_timeout=1.0, half_open_requests=2)
+    # Long enough for a busy machine to do, while it is open, all that is done below while it is open.
+    breaker = CircuitBreaker(failure_threshold=3, recovery_timeout=5.0, half_open_requests=2)
     bus = t.bus(circuit_breaker=breaker)
     for name in ("opened", "half_open", "closed"):
         bus.on(f"circuit_breaker.{name}")(lambda topic, name=name: events.append((name, topic)))

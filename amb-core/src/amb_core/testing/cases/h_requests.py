@@ -317,8 +317,14 @@ async def H11_replying_to_the_dead(t: Target) -> None:
     seen = t.recorder("the responder", None, answer)
     responding.responder(t.topic("ask"))(seen)
     await responding.connect()
-    with anyio.move_on_after(0.5):
-        await gone.request(t.topic("ask"), "gone", timeout=30)
+
+    async def ask() -> None:
+        await gone.request(t.topic("ask"), "gone", timeout=2 * t.patience)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await seen.reaches(1, t.patience)
+        group.cancel_scope.cancel()
     await gone.disconnect()
     free.set()
     await eventually(lambda: "gone" in done, "the responder did not finish", t.patience)
