@@ -217,7 +217,7 @@ async def _until_empty(native: Client, stream: str) -> None:
 
 
 async def test_a_full_stream_pushes_back(make: Make) -> None:
-    async with MessageBus(make(stream_max_msgs=3, stream_discard="new"), publish_timeout=0.5) as bus:
+    async with MessageBus(make(stream_max_msgs=3, stream_discard="new")) as bus:
         for number in range(3):
             await bus.publish("x", number)
         with pytest.raises(BackpressureError, match="full"):

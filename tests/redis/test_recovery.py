@@ -264,7 +264,10 @@ async def test_what_is_handled_when_the_link_breaks_is_not_handled_twice(
         running.append(message.data)
         await release.wait()
 
-    async with MessageBus(make(client_options={"client_name": prefix})) as bus, MessageBus(make()) as publisher:
+    async with (
+        MessageBus(make(client_options={"client_name": prefix}, lease=3.0)) as bus,
+        MessageBus(make(lease=3.0)) as publisher,
+    ):
         await bus.subscribe("work", slow, group="workers", concurrency=5)
         for number in range(3):
             await publisher.publish("work", number)
@@ -274,7 +277,7 @@ async def test_what_is_handled_when_the_link_breaks_is_not_handled_twice(
                 native.client_kill_filter(_id=client["id"])
         await publisher.publish("work", 3)
         await eventually(lambda: len(running) == 4, "the fourth runs", 10)
-        await anyio.sleep(2 * 1.0)  # twice the lease: nobody may take them back meanwhile
+        await anyio.sleep(2 * 3.0)  # twice the lease: nobody may take them back meanwhile
         release.set()
         await eventually(lambda: bus.stats.acked == 4, "all are settled", 5)
         assert sorted(running) == [0, 1, 2, 3]

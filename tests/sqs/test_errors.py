@@ -69,10 +69,10 @@ async def test_no_region_and_no_credentials(monkeypatch: pytest.MonkeyPatch, mak
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr("amb_sqs._client._session", None)
     with pytest.raises(ConfigurationError, match="region_name"):
-        await MessageBus(SQSBroker(), connect_timeout=1.0).connect()
+        await MessageBus(SQSBroker(), connect_timeout=15.0).connect()
     with pytest.raises(AuthenticationError, match="aws_access_key_id"):
         await MessageBus(
-            make(aws_access_key_id=None, aws_secret_access_key=None, region_name="us-east-1"), connect_timeout=1.0
+            make(aws_access_key_id=None, aws_secret_access_key=None, region_name="us-east-1"), connect_timeout=15.0
         ).connect()
 
 
@@ -93,7 +93,7 @@ async def test_a_missing_queue_leaves_the_rest_of_the_bus_alone(make: Make) -> N
 
 async def test_a_missing_sns_topic(make: Make, prefix: str) -> None:
     with pytest.raises(NotFound, match=f"{prefix}messages"):
-        await MessageBus(make(use_sns_fanout=True, auto_create=False), connect_timeout=1.0).connect()
+        await MessageBus(make(use_sns_fanout=True, auto_create=False), connect_timeout=15.0).connect()
 
 
 @pytest.mark.parametrize(
