@@ -39,9 +39,9 @@ async def test_a_lock_is_renewed_while_the_handler_runs(make: Make, topic: str) 
 
     async def slow(message: Message) -> None:
         calls.append(message.attempt)
-        await anyio.sleep(3.5)
+        await anyio.sleep(5.0)
 
-    async with MessageBus(make(lock_duration=1.0)) as bus:
+    async with MessageBus(make(lock_duration=2.0)) as bus:
         await bus.subscribe(topic, slow, group="g")
         await bus.publish(topic, 1)
         await eventually(lambda: bus.stats.acked == 1, "the acknowledgement")
@@ -50,7 +50,7 @@ async def test_a_lock_is_renewed_while_the_handler_runs(make: Make, topic: str) 
 
 
 async def test_a_verdict_after_the_lock_ran_out_is_a_lost_lease(make: Make, topic: str) -> None:
-    broker = make(lock_duration=1.0)
+    broker = make(lock_duration=3.0)
     async with broker.connect() as connection, connection.open(_source(topic)) as feed:
         await connection.send([Outgoing(topic, b"1", {})])
         (first,) = await _receive(feed, 1)

@@ -22,7 +22,7 @@ async def test_a_kill_loses_nothing(own_servicebus: ServiceBus) -> None:
     async with ServiceBusAdministrationClient.from_connection_string(
         string, connection_verify=own_servicebus.ca
     ) as admin:
-        await admin.create_queue("q", lock_duration=timedelta(seconds=4), max_delivery_count=2)
+        await admin.create_queue("q", lock_duration=timedelta(seconds=4), max_delivery_count=5)
         await admin.create_queue("gone")
         await admin.delete_queue("gone")
         await admin.create_queue("sessions", requires_session=True)

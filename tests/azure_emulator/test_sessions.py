@@ -98,10 +98,10 @@ async def test_who_lost_a_session_cannot_change_its_state(
 ) -> None:
     """Whoever thinks of it differently: the client asks its own clock first."""
     name = f"{word}-stolen"
-    await admin.create_queue(name, requires_session=True, lock_duration=timedelta(seconds=2))
+    await admin.create_queue(name, requires_session=True, lock_duration=timedelta(seconds=5))
     first = client.get_queue_receiver(name, session_id="s")
     async with opened(first):
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while await refusals(client.get_queue_receiver(name, session_id="s")) != [None]:
                 await anyio.sleep(0.1)
         second = client.get_queue_receiver(name, session_id="s")
