@@ -39,9 +39,9 @@ async def test_a_lock_is_renewed_while_the_handler_runs(make: Make, topic: str) 
 
     async def slow(message: Message) -> None:
         calls.append(message.attempt)
-        await anyio.sleep(5.0)
+        await anyio.sleep(5.25)
 
-    async with MessageBus(make(lock_duration=2.0)) as bus:
+    async with MessageBus(make(lock_duration=1.5)) as bus:
         await bus.subscribe(topic, slow, group="g")
         await bus.publish(topic, 1)
         await eventually(lambda: bus.stats.acked == 1, "the acknowledgement")

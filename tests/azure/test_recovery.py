@@ -159,11 +159,11 @@ async def test_a_link_that_breaks_while_every_handler_is_busy_is_opened_again(
 
 async def test_a_handler_keeps_its_lock_over_a_broken_link(cable: tuple[FaultProxy, AzureServiceBusBroker]) -> None:
     (proxy, given), calls = cable, list[object]()
-    broker = msgspec.structs.replace(given, lock_duration=6.0)
+    broker = msgspec.structs.replace(given, lock_duration=4.0)
 
     async def slow(message: Message) -> None:
         calls.append(message.data)
-        await anyio.sleep(1.5 * broker.lock_duration)
+        await anyio.sleep(3 * broker.lock_duration)
 
     async with MessageBus(broker) as bus:
         await bus.subscribe("a", slow, group="g", concurrency=1)

@@ -228,7 +228,7 @@ async def test_a_crashed_agent_is_started_again_as_often_as_it_may() -> None:
         await kernel.start_agent("flaky")  # it lives: nothing happens
     assert len(starts) == 6
     # Differences of binary fractions, of whole milliseconds on uvloop.
-    assert starts[1] - starts[0] >= 0.049 and starts[2] - starts[1] >= 0.099
+    assert round(starts[1] - starts[0], 3) >= 0.05 and round(starts[2] - starts[1], 3) >= 0.1
 
 
 async def test_a_stopped_agent_is_cancelled_and_what_it_began_ends() -> None:

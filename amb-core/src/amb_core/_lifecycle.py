@@ -443,7 +443,8 @@ class Host:
             )
         with anyio.move_on_after(LAST_WORDS, shield=True):
             await consumer.close()
-        if untold := len(consumer.settler.pending):
+        untold = sum(delivery.verdict != "release" for delivery in consumer.settler.pending)
+        if consumer.leased and untold:
             log.warning(
                 "%d message(s) for %r were handled, and come again: the broker could not be told before the end of the "
                 "grace time", untold, consumer.source.pattern,
