@@ -30,6 +30,8 @@ from amb_core.broker import (
 from amb_core.errors import ConfigurationError, ConnectionLost, LeaseLost, NoResponders, PartialFailure, Unavailable
 from amb_core.memory import InMemoryBroker
 
+from tests.core._help import eventually
+
 pytestmark = pytest.mark.anyio
 
 
@@ -301,13 +303,13 @@ async def test_a_feed_left_while_receiving_ends_the_receive(bus: Connection) -> 
 
 async def test_a_delayed_message_comes_when_it_is_due_and_holds_up_none(bus: Connection) -> None:
     async with feeds(bus, source(), source(group=None)) as (grouped, ungrouped):
-        due = time.time() + 0.15
+        due = time.time() + 0.5
         await publish(bus, "late", not_before=due)
         await publish(bus, "now")
         assert await take(grouped) == await take(ungrouped) == ["now"]
         for feed in (grouped, ungrouped):
             assert bodies(await waits(feed)) == ["late"]
-            assert -0.01 < time.time() - due < 1
+            assert time.time() - due > -0.01
         await publish(bus, "past", not_before=time.time() - 1)
         assert await take(grouped) == ["past"]
 
@@ -330,10 +332,10 @@ async def test_a_retry_comes_after_its_delay_with_the_next_attempt(bus: Connecti
         delivery = (await waits(feed))[0]
         for attempt in (2, 3):
             began = time.monotonic()
-            await settle(feed, [delivery], "retry", 0.06)
+            await settle(feed, [delivery], "retry", 0.5)
             assert await take(feed) == []
             (delivery,) = await waits(feed)
-            assert delivery.attempt == attempt and time.monotonic() - began > 0.055
+            assert delivery.attempt == attempt and time.monotonic() - began > 0.49
         await settle(feed, [delivery], "retry")
         (delivery,) = await waits(feed)
         assert delivery.attempt == 4
@@ -417,7 +419,7 @@ async def test_an_unsettled_delivery_comes_again_when_its_lease_ends_and_not_bef
         began = time.monotonic()
         (lost,) = await waits(group[0])
         (again,) = await waits(group[-1])
-        assert 0.09 < time.monotonic() - began < 1
+        assert time.monotonic() - began > 0.09
         assert (again.body, again.attempt) == (b"x", 2)
         with pytest.raises(PartialFailure) as failure:
             await settle(group[0], [lost])
@@ -442,7 +444,7 @@ async def test_a_member_that_waited_before_the_other_came_gets_what_that_one_los
             await publish(short, "x")
             stolen = await careless.receive(1, wait=False)
             assert bodies(stolen) == ["x"] and not got
-            await anyio.sleep(0.25)
+            await eventually(lambda: got, "what the careless one loses")
             assert [(each.body, each.attempt) for each in got] == [(b"x", 2)]
 
 
@@ -461,22 +463,23 @@ async def test_an_extended_lease_keeps_the_delivery(short: Connection) -> None:
             await settle(feed, [lost])
 
 
-@pytest.mark.parametrize("still", [0.2, 0.6])
+@pytest.mark.parametrize("still", [0.7, 1.8])
 async def test_a_loop_that_stood_still_takes_nothing_from_who_is_there(still: float) -> None:
     """A handler that blocks, a debugger, a laptop that slept: everybody's clock is late, and renewing comes first."""
     called = list[object]()
-    async with MessageBus(InMemoryBroker(lease=0.2)) as bus, MessageBus(bus.broker) as other:
+    async with MessageBus(InMemoryBroker(lease=0.6)) as bus, MessageBus(bus.broker) as other:
 
         async def handler(message: Message) -> None:
             called.append(message.data)
             await anyio.sleep(0.01)  # the other member waits again, with a deadline
-            time.sleep(still)
-            await anyio.sleep(0.5)
+            if message.data == 0:
+                time.sleep(still)
+            await anyio.sleep(1.5)
 
         for member in (bus, other):
             await member.subscribe("a", handler, group="g", concurrency=5)
         await bus.publish_batch([Message(topic="a", data=number) for number in range(4)])
-        await anyio.sleep(4 * still + 0.8)
+        await eventually(lambda: bus.stats.acked + other.stats.acked == 4, "all to be handled")
         assert sorted(map(str, called)) == list("0123")
         assert bus.stats.settle_errors == other.stats.settle_errors == 0
 
@@ -699,6 +702,7 @@ async def test_failures_by_chance_are_errors_and_repeat_with_the_seed() -> None:
 async def test_latency_is_waited_for() -> None:
     async with InMemoryBroker(latency_ms=50).connect() as bus, bus.open(source()) as feed:
         began = time.monotonic()
-        await publish(bus, "x")
-        assert 0.045 < time.monotonic() - began < 1
+        with anyio.fail_after(5):
+            await publish(bus, "x")
+        assert time.monotonic() - began > 0.045
         assert await take(feed) == ["x"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -23,19 +24,22 @@ class Renewal:
     """Extends the leases of a consumer's open deliveries every quarter of the lease.
 
     A delivery is first extended between a quarter and half of the lease after it came: short handlers cost
-    nothing, and a busy event loop or a slow broker may take the other half. The timer rests while nothing is open.
+    nothing, and a busy event loop or a slow broker may take the other half. A loop that was busy for a quarter has
+    taken its part: then everything is extended at once. The timer rests while nothing is open.
     """
 
     def __init__(self, consumer: Consumer, lease: float) -> None:
         self._consumer, self._lease = consumer, lease
         self._armed = self._extending = False
+        #: When the next round is due.
+        self._at = 0.0
         #: Counts the rounds; a delivery remembers the round in which it came.
         self.tick = 0
 
     def arm(self) -> None:
         """Deliveries have come: see to their leases."""
         if not self._armed:
-            self._armed = True
+            self._armed, self._at = True, time.monotonic() + self._lease / 4
             self._consumer.host.timers.call_later(self._lease / 4, self._due)
 
     def let_go(self, delivery: Delivery) -> None:
@@ -51,8 +55,9 @@ class Renewal:
     def _due(self) -> None:
         self._armed = False
         if self._consumer.open and not self._consumer.aborted:
+            late = time.monotonic() - self._at > self._lease / 4
             self.arm()
-            old = [delivery for delivery in self._consumer.open.values() if delivery.tick < self.tick]
+            old = [delivery for delivery in self._consumer.open.values() if delivery.tick < self.tick + late]
             self.tick += 1
             if old and not self._extending:
                 self._extending = True
