@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from amb_core import CircuitBreaker, InMemoryBroker, Message, MessageBus, RetryPolicy, Stats
+from amb_core._lifecycle import Host
 from amb_core.errors import ConfigurationError
 from amb_core.observability import metrics
 from amb_core.observability._readings import METRICS
@@ -63,6 +66,34 @@ async def test_a_counter_does_not_fall_when_its_bus_is_gone(value: Value) -> Non
     del bus
     gc.collect()
     assert value("amb_published_total") == before
+
+
+async def test_a_bus_that_goes_while_it_is_read_is_counted_once() -> None:
+    """A bus is freed whenever Python likes, also between two buses that are read."""
+    published = METRICS["amb_published"]
+
+    def read(host: Host) -> Iterator[tuple[tuple[str, ...], float]]:
+        yield from published.read(host)
+        del host
+        gc.collect()
+
+    gone = []
+    async with MessageBus() as first:
+        gone.append(weakref.ref(first.host))
+        await first.publish("t", 1)
+    async with MessageBus() as second:
+        before = published.samples()
+        gc.disable()
+        try:
+            del first
+            assert gone[0]() is not None, "it is garbage that was not collected yet"
+            assert msgspec.structs.replace(published, read=read).samples() == before
+        finally:
+            gc.enable()
+        gc.collect()
+        assert gone[0]() is None
+        assert published.samples() == before
+        assert second.host is not None
 
 
 async def test_what_runs_and_waits_is_told_by_subscription(value: Value) -> None:

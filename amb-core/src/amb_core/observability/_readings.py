@@ -51,10 +51,11 @@ class Metric(msgspec.Struct, frozen=True):
         return found
 
     def _all(self) -> Iterator[Sample]:
-        for host in (reference() for reference in hosts.valuerefs()):
-            if host is not None:
-                for rest, value in self.read(host):
-                    yield (system_of(type(host.broker)), *rest), value
+        # Held until the departed are read: a host that goes in between would be counted as both.
+        alive = [host for reference in hosts.valuerefs() if (host := reference()) is not None]
+        for host in alive:
+            for rest, value in self.read(host):
+                yield (system_of(type(host.broker)), *rest), value
         if self.kind == "counter":
             for broker, stats in list(departed.items()):
                 yield (system_of(broker),), float(getattr(stats, self.name.removeprefix("amb_")))
