@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from amb_core import DeadLetterQueue, Message, MessageBus
 from amb_core.testing._wait import eventually, stays
 
-__all__ = ["DLQ", "Collector", "dead_letters", "eventually", "stays"]
+__all__ = ["DLQ", "Collector", "dead_letters", "eventually", "later", "stays"]
 
 #: A dead-letter queue that adds no retries of its own.
 DLQ = DeadLetterQueue("dead", max_retries=0)
@@ -35,6 +38,11 @@ class Collector:
             lambda: len(self.messages) >= count, lambda: f"{count} messages, got {len(self.messages)}", within
         )
         return self.messages
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """From now on it is so much later for whoever looks whether a message has expired."""
+    monkeypatch.setattr("amb_core._deliver.time", SimpleNamespace(time=lambda: time.time() + seconds))
 
 
 async def dead_letters(bus: MessageBus) -> Collector:

@@ -33,7 +33,7 @@ def watch(bus: MessageBus) -> list[tuple[str, str]]:
 
 async def test_an_open_breaker_pauses_its_subscription_and_its_messages_spend_no_attempts() -> None:
     broker, collector = InMemoryBroker(), Collector(LookupError("no"), failures=3)
-    async with MessageBus(broker) as publisher, MessageBus(broker, circuit_breaker=SHORT) as bus:
+    async with MessageBus(broker) as publisher, MessageBus(broker, circuit_breaker=SHUT) as bus:
         await bus.subscribe("t", collector, group="g", concurrency=1)
         events = watch(bus)
         await fail(bus, collector)
@@ -42,6 +42,7 @@ async def test_an_open_breaker_pauses_its_subscription_and_its_messages_spend_no
         for number in range(5):
             await publisher.publish("t", number)
         assert len(collector.messages) == 3
+        bus.breaker("t")._half_open()  # a minute later
         await collector.wait(8)
         await eventually(lambda: len(events) == 3, "the other events")
         assert not (await bus.health()).subscriptions[0].paused

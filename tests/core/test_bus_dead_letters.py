@@ -12,7 +12,7 @@ import pytest
 from amb_core import DeadLetterQueue, InMemoryBroker, Message, MessageBus
 from amb_core.broker import Outgoing
 
-from tests.core._help import DLQ, Collector, dead_letters, eventually, stays
+from tests.core._help import DLQ, Collector, dead_letters, eventually, later, stays
 
 pytestmark = pytest.mark.anyio
 
@@ -89,11 +89,11 @@ async def test_the_queue_is_a_topic_or_an_object(queue: Any) -> None:
         await collector.wait()
 
 
-async def test_a_dead_letter_outlives_the_ttl_of_its_message(bus: MessageBus) -> None:
+async def test_a_dead_letter_outlives_the_ttl_of_its_message(bus: MessageBus, monkeypatch: pytest.MonkeyPatch) -> None:
     await bus.subscribe("t", Collector(LookupError("no")), group="g")
-    await bus.publish("t", 1, ttl=0.2)
+    await bus.publish("t", 1, ttl=60)
     await eventually(lambda: bus.stats.dead_lettered == 1, "the dead letter")
-    await anyio.sleep(0.25)
+    later(monkeypatch, 61)
     dead = Collector()
     await bus.subscribe("dead", dead, group="late", start="earliest")
     await dead.wait()

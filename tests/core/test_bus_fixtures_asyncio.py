@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import anyio
 import pytest
 import pytest_asyncio
 from amb_core import MessageBus
 
-from tests.core._help import Collector
+from tests.core._help import Collector, eventually
 
 pytestmark = pytest.mark.asyncio
 handled: list[Any] = []
@@ -34,7 +33,7 @@ async def test_a_bus_from_a_fixture_delivers(message_bus: MessageBus) -> None:
     received: list[Any] = []
     await message_bus.subscribe("test.topic", lambda msg: received.append(msg))
     await message_bus.publish("test.topic", {"value": 42})
-    await anyio.sleep(0.1)  # as documented
+    await eventually(lambda: received, "the message")
     assert received == [{"value": 42}]
 
 

@@ -41,10 +41,10 @@ async def connected(broker: FaultyBroker, publish_timeout: float = 10.0) -> Asyn
 
 async def test_connecting_to_a_broker_that_is_down_fails_within_the_deadline(broker: FaultyBroker) -> None:
     broker.up = False
-    bus, begin = MessageBus(broker, connect_timeout=0.3), time.monotonic()
+    bus, begin = MessageBus(broker, connect_timeout=1), time.monotonic()
     with pytest.raises(ConnectionError, match="the line is cut"):
         await bus.connect()
-    assert time.monotonic() - begin < 2 and broker.attempts > 1
+    assert time.monotonic() - begin < 3 and broker.attempts > 1
     assert not bus.connected
 
 
@@ -217,17 +217,8 @@ async def test_requests_work_again_after_an_outage(broker: FaultyBroker) -> None
         assert (await bus.request("r", 1, timeout=5)).data == 2
         broker.cut(stay_down=False)
         await eventually(lambda: bus.stats.reconnects == 1 and bus.connected, "the new connection")
-        for number in range(20):
-            if (await _answered(bus, number)) == number + 1:
-                return
-    raise AssertionError("no request was answered after the outage")
-
-
-async def _answered(bus: MessageBus, number: int) -> int | None:
-    try:
-        return int((await bus.request("r", number, timeout=0.3)).data)
-    except TimeoutError:
-        return None
+        await eventually(lambda: bus.requests._open and bus._declared[0].health().consuming, "inbox and responder")
+        assert (await bus.request("r", 2, timeout=5)).data == 3
 
 
 async def test_a_verdict_the_broker_could_not_take_is_offered_again(broker: FaultyBroker) -> None:

@@ -21,9 +21,11 @@ async def bus() -> AsyncIterator[MessageBus]:
         yield bus
 
 
-def voter(vote: str, delay: float = 0.0, error: Exception | None = None) -> Any:
+def voter(vote: str, delay: float = 0.0, error: Exception | None = None, when: anyio.Event | None = None) -> Any:
     async def answer(request: Request) -> dict[str, str]:
         await anyio.sleep(delay)
+        if when is not None:
+            await when.wait()
         if error is not None:
             raise error
         return {"vote": vote}
@@ -46,16 +48,17 @@ async def test_scatter_returns_as_soon_as_max_have_answered(bus: MessageBus) -> 
 async def test_scatter_without_max_returns_everybody_at_the_deadline(bus: MessageBus) -> None:
     for number in range(3):
         bus.responder("vote")(voter(str(number)))
-    bus.responder("vote")(voter("late", delay=1))
+    bus.responder("vote")(voter("late", when=(over := anyio.Event())))
     begin = time.monotonic()
-    assert votes(await bus.scatter(topic="vote", message={}, timeout=0.3)) == ["0", "1", "2"]
-    assert 0.25 < time.monotonic() - begin < 2
+    assert votes(await bus.scatter(topic="vote", message={}, timeout=1)) == ["0", "1", "2"]
+    assert 0.95 < time.monotonic() - begin < 5
+    over.set()
 
 
 async def test_scatter_below_min_raises_with_the_partial_responses(bus: MessageBus) -> None:
     bus.responder("vote")(voter("yes"))
     with pytest.raises(TimeoutError, match="1 of at least 3 responses from 'vote'") as caught:
-        await bus.scatter("vote", {}, timeout=0.2, min_responses=3, max_responses=10)
+        await bus.scatter("vote", {}, timeout=1, min_responses=3, max_responses=10)
     assert isinstance(caught.value, RequestTimeout) and votes(caught.value.responses) == ["yes"]
 
 
@@ -68,14 +71,14 @@ async def test_scatter_with_nobody_there_is_empty_or_too_few(bus: MessageBus) ->
 async def test_failed_responders_count_as_no_answer(bus: MessageBus) -> None:
     bus.responder("vote")(voter("yes"))
     bus.responder("vote")(voter("", error=LookupError("no")))
-    assert votes(await bus.scatter("vote", {}, timeout=0.3)) == ["yes"]
+    assert votes(await bus.scatter("vote", {}, timeout=1)) == ["yes"]
 
 
 async def test_one_answer_a_group_comes_to_a_scatter(bus: MessageBus) -> None:
     bus.responder("vote", group="a")(voter("a"))
     bus.responder("vote", group="a")(voter("a"))
     bus.responder("vote", group="b")(voter("b"))
-    assert votes(await bus.scatter("vote", {}, timeout=0.3)) == ["a", "b"]
+    assert votes(await bus.scatter("vote", {}, timeout=1)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 2), (0, 0), (0, -1)])
@@ -85,11 +88,11 @@ async def test_scatter_refuses_bounds_that_cannot_be(bus: MessageBus, low: int, 
 
 
 async def test_the_first_good_answer_wins_whoever_gives_it(bus: MessageBus) -> None:
-    bus.responder("primary")(voter("primary", delay=1))
+    bus.responder("primary")(voter("primary", when=(over := anyio.Event())))
     bus.responder("backup")(voter("backup"))
-    begin = time.monotonic()
     reply = await bus.request_first(topics=["primary", "backup"], message={"q": 1}, timeout=10)
-    assert reply.data == {"vote": "backup"} and time.monotonic() - begin < 0.9
+    assert reply.data == {"vote": "backup"}
+    over.set()
 
 
 async def test_an_error_does_not_win_while_another_may_answer(bus: MessageBus) -> None:

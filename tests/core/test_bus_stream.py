@@ -87,11 +87,12 @@ async def test_a_closed_stream_ends_its_iteration(bus: MessageBus) -> None:
     async with stream, anyio.create_task_group() as group:
 
         async def read() -> None:
-            seen.extend([message.data async for message in stream])
+            async for message in stream:
+                seen[:] = [*seen, message.data]
 
         group.start_soon(read)
         await bus.publish("t", 1)
-        await eventually(lambda: bus.stats.delivered == 1, "the message")
+        await eventually(lambda: seen == [1], "the message")
         await stream.aclose()
     assert seen == [1]
     assert [message async for message in stream] == []

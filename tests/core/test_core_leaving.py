@@ -119,12 +119,16 @@ async def test_no_retry_begins_after_its_subscription_has_ended(broker: Scripted
         await go_on.wait()
 
     async with connected(broker) as bus, anyio.create_task_group() as group:
-        subscription = await bus.subscribe("t", handler, retries=5, retry_delay=0.1)
+        subscription = await bus.subscribe("t", handler, retries=5, retry_delay=60)
         feed = await broker.feed()
         feed.hand("fails", "waits")
-        await eventually(lambda: len(begun) == 2, "both")
+        consumer = bus.host.supervised[0].consumer
+        await eventually(lambda: len(begun) == 2 and consumer.held, "both, and the retry to come")
         group.start_soon(subscription.unsubscribe)
-        await stays(lambda: len(begun) == 2, lambda: f"another try: {begun}", 0.4)
+        await eventually(lambda: consumer.stopping, "its end")
+        [again] = consumer.held._waiting
+        consumer.held._due(again)  # a minute later
+        await stays(lambda: len(begun) == 2, lambda: f"another try: {begun}", 0.2)
         go_on.set()
 
 
@@ -204,7 +208,7 @@ async def test_what_was_decided_in_an_outage_is_told_if_that_ends_in_time(
     async def down(*_: Any) -> None:
         await back.wait()
 
-    async with connected(broker, drain_timeout=1) as bus:
+    async with connected(broker, drain_timeout=10 if comes_back else 1) as bus:
         await bus.subscribe("t", slow, group="g")
         feed = await broker.feed()
         (token,) = feed.hand(1)
@@ -218,14 +222,14 @@ async def test_what_was_decided_in_an_outage_is_told_if_that_ends_in_time(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(bus.disconnect)
             await eventually(lambda: bus.host.state == "stopping", "it has begun to leave")
-            await stays(lambda: bus.host.state == "stopping", "waiting for the broker", 0.2)
             if comes_back:
+                await stays(lambda: bus.host.state == "stopping", "waiting for the broker", 0.2)
                 back.set()
         took = time.monotonic() - began
     if comes_back:
-        assert broker.feeds[1].verdicts() == [(token, "ack")] and took < 0.9
+        assert broker.feeds[1].verdicts() == [(token, "ack")] and took < 9
     else:
-        assert len(broker.feeds) == 1 and 0.9 < took < 3
+        assert len(broker.feeds) == 1 and 0.9 < took < 5
         assert "1 message(s) for 't' were handled, and come again" in caplog.text
 
 
@@ -254,7 +258,7 @@ async def test_leaving_before_the_first_connection_is_made_ends_both(broker: Scr
     with anyio.fail_after(3):
         async with anyio.create_task_group() as group:
             group.start_soon(connect)
-            await anyio.sleep(0.05)
+            await eventually(lambda: bus.host.state == "starting", "the attempt")
             await bus.disconnect()
     assert len(errors) == 1
 
@@ -448,10 +452,11 @@ async def test_a_bug_in_the_backends_inbox_does_not_end_the_bus(
             raise errors.pop()
 
     broker.on_open = buggy
-    async with connected(broker) as bus:
-        with pytest.raises(TimeoutError):
-            await bus.request("r", 1, timeout=0.6)
+    async with connected(broker) as bus, anyio.create_task_group() as tasks:
+        tasks.start_soon(bus.request, "r")
+        await eventually(lambda: "r" in broker.topics(), "the request, once the inbox is open")
         assert bus.connected
+        tasks.cancel_scope.cancel()
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -621,7 +626,7 @@ async def test_a_request_outlives_a_bus_that_is_restarted_under_it(broker: Scrip
     async def ask() -> None:
         try:
             await bus.request("r", 1, timeout=0.2)
-        except (BusClosed, TimeoutError) as error:
+        except (BusClosed, TimeoutError, Unavailable) as error:
             outcomes.append(type(error).__name__)
 
     broker.on_connect = hang

@@ -25,7 +25,7 @@ def broker() -> ScriptedBroker:
 
 @asynccontextmanager
 async def connected(broker: ScriptedBroker, **options: Any) -> AsyncIterator[MessageBus]:
-    async with MessageBus(broker, drain_timeout=1, **options) as bus:
+    async with MessageBus(broker, drain_timeout=5, **options) as bus:
         yield bus
 
 
@@ -165,7 +165,7 @@ async def test_an_open_breaker_leaves_to_others_what_is_under_way(broker: Script
 
     broker.feeding = Withdrawing
     async with connected(broker) as bus:
-        breaker = CircuitBreaker(failure_threshold=1, recovery_timeout=0.3)
+        breaker = CircuitBreaker(failure_threshold=1, recovery_timeout=60)
         await bus.subscribe("t", fail, group="g", circuit_breaker=breaker, concurrency=2)
         (await broker.feed()).hand(1)
         await eventually(lambda: begun == [1], "the first one")
@@ -173,7 +173,8 @@ async def test_an_open_breaker_leaves_to_others_what_is_under_way(broker: Script
         go_on.set()
         await eventually(lambda: feed.withdrawals == 1, "what was asked for is withdrawn")  # type: ignore[attr-defined]
         assert not feed.receiving
-        (await broker.feed()).hand(2)  # half open
+        bus.host.supervised[0].consumer.breakers[0]._half_open()  # a minute later
+        (await broker.feed()).hand(2)
         await eventually(lambda: begun == [1, 2], "the second one")
 
 
@@ -214,15 +215,16 @@ async def test_renewals_that_hang_do_not_pile_up() -> None:
 
 
 async def test_a_cancelled_batch_is_not_sent_later(broker: ScriptedBroker, caplog: pytest.LogCaptureFixture) -> None:
-    go_on = anyio.Event()
+    hangs, go_on = anyio.Event(), anyio.Event()
 
     async def hang(connection: ScriptedConnection, batch: Sequence[Outgoing]) -> None:
+        hangs.set()
         await go_on.wait()
 
     broker.on_send = hang
     async with connected(broker) as bus, anyio.create_task_group() as group:
         group.start_soon(bus.publish, "first", 1)
-        await anyio.sleep(0.05)
+        await hangs.wait()
         with anyio.move_on_after(0.1):
             await bus.publish_batch([Message("cancelled", number) for number in range(3)])
         go_on.set()

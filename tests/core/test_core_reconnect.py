@@ -115,13 +115,12 @@ async def test_unsubscribing_during_an_outage_is_final(broker: ScriptedBroker) -
             await repaired.wait()
 
     broker.on_connect = down
-    async with connected(broker, connect_timeout=5) as bus:
+    async with connected(broker, connect_timeout=5, drain_timeout=20) as bus:
         subscription = await bus.subscribe("t", Collector(), group="g")
         (await broker.feed()).fail(ConnectionLost("the line was cut"))
         await eventually(lambda: not bus.connected, "the loss")
-        begin = time.monotonic()
-        await subscription.unsubscribe()
-        assert time.monotonic() - begin < 1
+        with anyio.fail_after(4.5):
+            await subscription.unsubscribe()
         repaired.set()
         await eventually(lambda: bus.connected, "the new connection")
         await stays(lambda: len(broker.feeds) == 1, "a feed for nobody", 0.2)
@@ -277,9 +276,10 @@ async def test_publishing_does_not_wait_for_somebody_elses_subscription(broker: 
         await answered.wait()
 
     broker.on_open = slow_open
-    async with connected(broker, connect_timeout=5) as bus, anyio.create_task_group() as group:
+    async with connected(broker, connect_timeout=60) as bus, anyio.create_task_group() as group:
         group.start_soon(bus.subscribe, "t", Collector())
         await eventually(lambda: bus.host.supervised, "the attempt to subscribe")
-        with anyio.fail_after(1):
+        with anyio.fail_after(10):
             await bus.publish("u", 1)
+        assert not bus.host.supervised[0].ever_live
         answered.set()

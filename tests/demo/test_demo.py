@@ -115,13 +115,12 @@ def test_odd_folders(kind: str, tmp_path: Path) -> None:
         assert (summary["announced"], summary["handled"]) == (1, 1)
 
 
-def test_work_that_somebody_takes_and_does_not_do_is_lost_aloud(
-    repository: Path, redis: dict[str, str], tmp_path: Path
-) -> None:
+def test_work_that_somebody_takes_and_does_not_do_is_lost_aloud(redis: dict[str, str], tmp_path: Path) -> None:
+    many(tmp_path)
     thief = ("subscribe", "agents.work.*", "--group", "analysts", "--count", "2", "--json")
-    with started(*thief, log=tmp_path / "thief", env=redis) as running:
+    with started(*thief, log=tmp_path.parent / "thief", env=redis) as running:
         running.until("subscribed to")
-        done = amb("demo", "--input", str(repository), "--patience", "3", env=redis)
+        done = amb("demo", "--input", str(tmp_path), "--limit", "3000", "--patience", "3", env=redis)
         taken = [json.loads(running.line()) for _ in range(2)]
     assert done.code == ExitCode.FAILED
     work = [message["data"]["path"] for message in taken if message["topic"] == "agents.work.file"]

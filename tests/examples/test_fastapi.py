@@ -87,7 +87,6 @@ def test_without_its_broker_it_says_so(own_redis_server: RedisServer, tmp_path: 
 
 async def test_what_the_bus_raises_is_an_answer_of_http(example: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = example("fastapi_app")
-    monkeypatch.setattr(shop, "PATIENCE", 0.1)
 
     async def get(path: str) -> tuple[int, Any]:
         answer = await client.get(path)
@@ -99,6 +98,7 @@ async def test_what_the_bus_raises_is_an_answer_of_http(example: Load, monkeypat
         await shop.bus.unsubscribe("shop.prices")
         assert await get("/prices/tea") == (503, "NoResponders")
         await shop.bus.subscribe("shop.prices", Collector())  # which gives no answer
+        monkeypatch.setattr(shop, "PATIENCE", 0.1)
         assert await get("/prices/tea") == (504, "RequestTimeout")
         assert (await client.post("/orders", json={"quantity": 1})).status_code == 422
     assert not shop.bus.connected

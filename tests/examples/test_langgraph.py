@@ -48,7 +48,9 @@ async def test_the_model_decides_the_tool_asks_and_the_answer_is_from_the_other_
     module = example("langgraph_agent")
     asked: list[str] = []
     async with module.bus as bus:
-        await bus.subscribe("tools.search", lambda message: asked.append(message.data), group="observer")
+        await bus.subscribe(
+            "tools.search", lambda message: asked.append(message.data), group="observer", in_thread=False
+        )
         state = await module.agent.ainvoke({"messages": [("user", "how long is the Nile?")]})
         with pytest.raises(RemoteError, match="nothing is known about 'who am I"):
             await bus.request("agents.researcher", "who am I?", timeout=10)

@@ -19,7 +19,9 @@ from tests.conformance.rig_sqs import broker_for
 
 
 def _sqs(server: Any, word: str) -> Broker:
-    return msgspec.structs.replace(broker_for(server.url), queue_prefix=f"{word}-", sns_topic_prefix=f"{word}-")
+    return msgspec.structs.replace(
+        broker_for(server.url), queue_prefix=f"{word}-", sns_topic_prefix=f"{word}-", visibility_timeout=30
+    )
 
 
 #: The fixture of the server, and the broker on it whose names contain a word.
@@ -37,7 +39,7 @@ SERVERS: dict[str, tuple[str, Callable[[Any, str], Broker]]] = {
     "sqs": ("sqs_server", _sqs),
     "azure": (
         "servicebus",
-        lambda server, _: AzureServiceBusBroker(server.connection_string, lock_duration=2.0, response_timeout=4.0),
+        lambda server, _: AzureServiceBusBroker(server.connection_string, lock_duration=30.0, response_timeout=4.0),
     ),
 }
 

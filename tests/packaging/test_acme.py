@@ -60,7 +60,7 @@ from acme_amb import AcmeBroker
 from amb_core.testing import Rig, conform
 
 logging.disable()  # the cases break things on purpose
-rig = Rig(make=lambda: AcmeBroker(sys.argv[1], lease=1.0), name="acme", quick=True)
+rig = Rig(make=lambda: AcmeBroker(sys.argv[1], lease=2.0), name="acme", quick=True)
 report = conform(rig, backend=sys.argv[2], ids=sys.argv[3:] or None)
 print(report.table())
 assert report.ok
@@ -136,12 +136,14 @@ def test_it_holds_what_it_claims(acme: Environment, tmp_path: Path) -> None:
     assert " 0 failed" in said
 
 
-def test_it_holds_on_trio_too(dists: Path, environment: Callable[..., Environment], tmp_path: Path) -> None:
+def test_it_holds_on_trio_too(
+    acme: Environment, dists: Path, environment: Callable[..., Environment], tmp_path: Path
+) -> None:
     made = environment(str(next(dists.glob("acme_amb-*.whl"))), "trio")
     assert " 0 failed" in made.python(_CONFORM, str(tmp_path / "spool"), "trio", "A", "C", "H")
 
 
 def test_amb_conform_runs_the_kit(acme: Environment, tmp_path: Path) -> None:
-    url = f"acme://{tmp_path}/spool?lease=1"
+    url = f"acme://{tmp_path}/spool?lease=2"
     summary = json.loads(run([str(acme.bin / "amb"), "conform", "acme", "--url", url, "--only", "B", "--json"]))
     assert summary["failed"] == 0 and summary["passed"] == 10
