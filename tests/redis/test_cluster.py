@@ -9,12 +9,13 @@ import anyio
 import msgspec
 import pytest
 import redis
-from amb_core import MessageBus
+from amb_core import Message, MessageBus
+from amb_core.broker import Connection, Elects
 from amb_core.errors import Unavailable
 from amb_core.testing import Child
 from amb_redis import RedisBroker
 
-from tests.core._help import Collector, eventually
+from tests.core._help import Collector, eventually, stays
 from tests.servers.redis import RedisCluster
 
 pytestmark = pytest.mark.anyio
@@ -124,21 +125,64 @@ async def test_delays_and_retries(broker: RedisBroker) -> None:
 
 
 async def test_a_slot_that_moves_is_followed(broker: RedisBroker, native: Any, redis_cluster: RedisCluster) -> None:
-    seen, sent = Collector(), 0
+    """Also between two of its steps; and nothing that is made then stands in the way of the next one."""
+    seen, wild, sent = Collector(), Collector(), set[int]()
     async with MessageBus(broker) as bus:
         await bus.subscribe("moving", seen, group="g")
-        await bus.subscribe("moving.#", wild := Collector(), group="w")
-        move = _mover(native, redis_cluster, f"{broker.prefix}:{{moving}}:s")
-        for step in move:
-            for _ in range(5):
-                await bus.publish("moving", sent)
-                sent += 1
+        await bus.subscribe("moving.#", wild, group="w")
+
+        async def five() -> None:
+            for number in range(len(sent), len(sent) + 5):
+                await bus.publish("moving", number)
+                sent.add(number)
+            await eventually(lambda: set(seen.data) == set(wild.data) == sent, "all arrive", 15)
+
+        for step in _mover(native, redis_cluster, f"{broker.prefix}:{{moving}}:s"):
+            await five()
             await anyio.to_thread.run_sync(step)
-        for _ in range(5):
-            await bus.publish("moving", sent)
-            sent += 1
-        await eventually(lambda: set(seen.data) == set(range(sent)), "all arrive", 15)
-        await eventually(lambda: set(wild.data) == set(range(sent)), "the wildcard gets all", 15)
+        await five()
+
+
+async def test_what_runs_while_its_slot_moves_stays_ours(
+    broker: RedisBroker, native: Any, redis_cluster: RedisCluster
+) -> None:
+    broker, handled, go_on = msgspec.structs.replace(broker, lease=2.0), list[tuple[int, int]](), anyio.Event()
+    async with MessageBus(broker) as bus, MessageBus(broker) as other:
+
+        async def handler(message: Message) -> None:
+            handled.append((message.data, message.attempt))
+            await go_on.wait()
+
+        for member in (bus, other):
+            await member.subscribe("running", handler, group="g")
+        await bus.publish("running", 0)
+        await eventually(lambda: handled, "the first one")
+        for step in _mover(native, redis_cluster, f"{broker.prefix}:{{running}}:s"):
+            await anyio.to_thread.run_sync(step)
+            await stays(lambda: handled == [(0, 1)], lambda: f"twice: {handled}", 2.5)
+        go_on.set()
+        await eventually(lambda: bus.stats.acked + other.stats.acked == 1, "its end")
+
+
+async def test_a_leader_whose_slot_moves_stays_the_only_one(
+    broker: RedisBroker, native: Any, redis_cluster: RedisCluster
+) -> None:
+    async with broker.connect() as one, broker.connect() as two:
+        leader, rival = _elections(one), _elections(two)
+        token = await leader.acquire("moving", 60)
+        assert token is not None
+        for step in _mover(native, redis_cluster, f"{broker.prefix}:{{moving}}:l"):
+            await anyio.to_thread.run_sync(step)
+            assert await rival.acquire("moving", 60) is None
+            assert await leader.renew("moving", token, 60)
+        await leader.release("moving", token)
+        later = await rival.acquire("moving", 60)
+        assert later is not None and later > token
+
+
+def _elections(connection: Connection) -> Elects:
+    assert isinstance(connection, Elects)
+    return connection
 
 
 def _mover(client: Any, cluster: RedisCluster, key: str) -> Iterator[Callable[[], None]]:

@@ -39,7 +39,9 @@ class Elections:
     async def _run(self, script: Script, name: str, doing: str, *arguments: object) -> bytes | None:
         base = self._names.base(name)
         # Not by digest: a server that has to be taught it first would run it after the WAIT.
-        commands: list[tuple[bytes, Command]] = [(base, ("EVAL", script.source, 1, base, *arguments))]
+        commands: list[tuple[bytes, Command]] = [
+            (base, ("EVAL", script.source, 2, base + b"f", base + b"l", *arguments))
+        ]
         if self._replicas:
             commands.append((base, ("WAIT", self._replicas, self._patience)))
         replies = [checked(reply, doing) for reply in await self._servers.call(commands, doing)]

@@ -12,7 +12,7 @@ import anyio
 from amb_core.broker import Backlog, Incoming, Settlement, Source, Token
 from amb_core.errors import AmbError, Unavailable
 from amb_core.topics import compile_pattern, is_pattern
-from redis.exceptions import NoScriptError
+from redis.exceptions import AskError, MovedError, NoScriptError, TryAgainError
 
 from . import _scripts
 from ._backlog import backlog
@@ -41,6 +41,8 @@ _LOOK = 0.25
 _FEW = 16
 #: While some of many topics have work, the others are asked for news this often.
 _NEWS = 0.05
+#: After a node has said that a slot is moving away from it, its topic is polled for so long, seconds.
+_MOVING = 1.0
 #: A consumer that holds nothing and was not seen for so long is forgotten, seconds.
 _FORGET = 60.0
 
@@ -66,7 +68,7 @@ class StreamFeed:
         self._ready: dict[str, Topic] = {}
         self._wake = 0.0
         self._idle = False
-        self._looked = self._news_at = 0.0
+        self._looked = self._news_at = self._moving = 0.0
         self._bell = b"0-0"
         self._stash: list[Incoming] = []
         self._withdrawn = False
@@ -233,7 +235,7 @@ class StreamFeed:
         now = time.monotonic()
         if self._matches is not None and now >= self._looked + (_WAIT if self._idle and not self._polls else _LOOK):
             await self._look()
-        if self._polls:
+        if self._polls or now < self._moving:
             return await self._poll(limit, wait, until)
         self._asked = read = self._plan(limit, wait, until, now)
         try:
@@ -284,14 +286,22 @@ class StreamFeed:
                 raise Unavailable(f"no answer within {self._patience:g} s") from None
             return []
         self._asked = None
+        if read.waited and _moves(read.replies[0]):
+            self._moving, read.replies[0] = now + _MOVING, ()
+        if any(map(_moves, read.replies)):
+            self._moving = now + _MOVING
+            return await self._again(read)
         return await self._digest(read)
+
+    async def _again(self, read: Read) -> list[Incoming]:
+        """The pooled connections teach a server that has restarted, and follow a slot that moves."""
+        if read.plain and not isinstance(read.replies[-1], Exception):
+            self._stash += self._reader.plain(read)[0]
+        return await self._aside(read.topics, read.limit)
 
     async def _digest(self, read: Read) -> list[Incoming]:
         if any(isinstance(reply, NoScriptError) for reply in read.replies):
-            # The pooled connections teach a server that has restarted.
-            if read.plain:
-                self._stash += self._reader.plain(read)[0]
-            return await self._aside(read.topics, read.limit)
+            return await self._again(read)
         for reply in read.replies[: len(read.replies) - bool(read.plain)]:
             checked(reply, f"receive from {self.source.pattern!r}")
         if read.waited:
@@ -345,14 +355,20 @@ class StreamFeed:
         return found
 
     async def _poll(self, limit: int, wait: bool, until: float) -> list[Incoming]:
-        """Ask every topic's node for news, then read where there is some."""
+        """Ask every topic's node for news, then read where there is some, or where nobody can tell."""
+        moving = list[Topic]()
         if not self._ready:
             calls = [(t.base, self._reader.wait([t], None, None, 0.0).commands[0]) for t in self._topics.values()]
-            for reply in await self._servers.call(calls, "look for news") if calls else ():
-                self._news(checked(reply, "look for news") or ())
+            topics, replies = list(self._topics.values()), await self._servers.call(calls, "look for news")
+            for topic, reply in zip(topics, replies, strict=True):
+                if _moves(reply):
+                    moving.append(topic)
+                else:
+                    self._news(checked(reply, "look for news") or ())
         topics = self._due(_FEW)
         self._idle = not topics
-        if not topics and wait:
+        topics += moving
+        if self._idle and wait:
             await anyio.sleep(max(0.0, min(_LOOK, until - time.monotonic(), self._wake - time.monotonic())))
         return await self._aside(topics, limit)
 
@@ -376,3 +392,8 @@ class StreamFeed:
         """See `amb_core.broker.ExtendsLease.extend`."""
         if self._group:
             await self._leases.extend(tokens)
+
+
+def _moves(reply: object) -> bool:
+    """Whether a node says that it is giving a slot away: not all keys are here, or none is here any more."""
+    return isinstance(reply, TryAgainError | AskError) and not isinstance(reply, MovedError)

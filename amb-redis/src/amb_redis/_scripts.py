@@ -1,10 +1,11 @@
 """What has to happen in one step runs as a script on the server.
 
-Every script takes the *base* of a topic's keys, ``prefix:{topic}:``, and appends the names of
+Most scripts are about topics. A topic's keys begin with its *base*, ``prefix:{topic}:``, and end in the names of
 `amb_redis._wire`: ``s`` normal and ``x`` express stream, ``r:<group>`` what a group gets again,
 ``d`` delayed messages by due time (ms), ``w`` a bell for those who wait, ``o:<group>`` who
 reads an ordered group, ``l`` the token of the leader, ``f`` the last token given.
-They share a hash tag, so one cluster node holds them all.
+They share a hash tag, so one cluster node holds them all. While a slot moves, a node runs a script here or sends it
+on by whether it has the keys that the script *declares*: a base is declared by a key that is there.
 """
 
 from __future__ import annotations
@@ -41,6 +42,19 @@ class Script:
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
 
+class OnTopics(Script):
+    """A script that has the bases of its topics in BASES. What it declares is their normal streams."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            "local BASES = {}\nfor i, key in ipairs(KEYS) do BASES[i] = string.sub(key, 1, -2) end\n" + source
+        )
+
+    def call(self, bases: list[bytes], *args: object) -> tuple[object, ...]:
+        """The command that runs it."""
+        return super().call([base + b"s" for base in bases], *args)
+
+
 _CLOCK = """
 local now_ms
 local function clock()
@@ -73,20 +87,20 @@ if new > 0 then redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'new', new) end
 return new
 """)
 
-# KEYS: a base. ARGV: due (ms), something unique, lane, then the fields of the entry.
-DELAY = Script(
+# BASES: one. ARGV: due (ms), something unique, lane, then the fields of the entry.
+DELAY = OnTopics(
     _CLOCK
     + """
-later(KEYS[1], cmsgpack.pack({ARGV[2], ARGV[3], unpack(ARGV, 4)}), tonumber(ARGV[1]))
+later(BASES[1], cmsgpack.pack({ARGV[2], ARGV[3], unpack(ARGV, 4)}), tonumber(ARGV[1]))
 return 1
 """
 )
 
-# KEYS: bases. ARGV: group ('' for none), where it begins in x and in s, ms after which a consumer
+# BASES: some. ARGV: group ('' for none), where it begins in x and in s, ms after which a consumer
 # that holds nothing is forgotten. Returns the newest id of x and s, each with the entries ever added.
-BIND = Script("""
+BIND = OnTopics("""
 local out = {}
-for _, base in ipairs(KEYS) do
+for _, base in ipairs(BASES) do
   for n, lane in ipairs({'x', 's'}) do
     local key = base .. lane
     if ARGV[1] ~= '' then
@@ -118,14 +132,14 @@ end
 return out
 """)
 
-# KEYS: bases. ARGV: group, consumer, limit, how many of them to take from the normal lanes first
+# BASES: some. ARGV: group, consumer, limit, how many of them to take from the normal lanes first
 # (-1: none at all, another command reads those), lease (ms), 1 to look for what others left, 1 for
 # an ordered group, then per base the last ids of x and s (read only without a group) and 1 where an
 # ordered group has to be taken over.
 # Returns: [base index, lane, entries, earlier deliveries or nil] ...; per base [due in ms or -1,
 # next look for leftovers in ms or -1, lock: ms until somebody else's ends or -1, 1 taken over,
 # newest ids of x, s, r, entries ever added to x and s]; lanes whose group is gone.
-READ = Script(
+READ = OnTopics(
     _CLOCK
     + """
 local group, consumer, left, fair = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -142,7 +156,7 @@ end
 local function take(i, lane, most)
   local n = math.min(left, most)
   if n <= 0 or closed[i] then return end
-  local key, reply = KEYS[i] .. lane, nil
+  local key, reply = BASES[i] .. lane, nil
   if group == '' then
     local last = ARGV[5 + 3 * i + (lane == 'x' and 0 or 1)]
     reply = redis.pcall('XREAD', 'COUNT', n, 'STREAMS', key, last)
@@ -156,12 +170,14 @@ local function take(i, lane, most)
 end
 
 local function due(i)
-  local key = KEYS[i] .. 'd'
-  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  local key = BASES[i] .. 'd'
+  local head = redis.pcall('ZRANGE', key, 0, 0, 'WITHSCORES')
+  -- While a slot moves, what is not there may not be looked at.
+  if head.err then return string.find(head.err, 'non local', 1, true) and -1 or error(head) end
   if head[2] and tonumber(head[2]) <= clock() then
     for _, packed in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', clock(), 'LIMIT', 0, 100)) do
       local item = cmsgpack.unpack(packed)
-      redis.call('XADD', KEYS[i] .. item[2], '*', unpack(item, 3))
+      redis.call('XADD', BASES[i] .. item[2], '*', unpack(item, 3))
       redis.call('ZREM', key, packed)
     end
     head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
@@ -170,7 +186,7 @@ local function due(i)
 end
 
 local function claim(i, lane, idle)
-  local key, from, entries, counts = KEYS[i] .. lane, '-', {}, {}
+  local key, from, entries, counts = BASES[i] .. lane, '-', {}, {}
   repeat
     local page = redis.pcall('XPENDING', key, group, 'IDLE', idle, from, '+', 100)
     if page.err then return missing(i, lane, page) end
@@ -189,7 +205,7 @@ end
 
 local function expiry(i, lane)
   local soonest = lease
-  local page = redis.pcall('XPENDING', KEYS[i] .. lane, group, '-', '+', 100)
+  local page = redis.pcall('XPENDING', BASES[i] .. lane, group, '-', '+', 100)
   if page.err then return soonest end
   for _, p in ipairs(page) do soonest = math.min(soonest, math.max(0, lease - p[3])) end
   -- There may be more than were looked at.
@@ -197,7 +213,7 @@ local function expiry(i, lane)
 end
 
 local function lock(i, state)
-  local key = KEYS[i] .. 'o:' .. group
+  local key = BASES[i] .. 'o:' .. group
   local owner = redis.call('GET', key)
   if owner and owner ~= consumer then
     closed[i], state[3] = true, math.max(0, redis.call('PTTL', key))
@@ -210,7 +226,7 @@ local function lock(i, state)
   end
 end
 
-for i = 1, #KEYS do
+for i = 1, #BASES do
   local state = {due(i), -1, -1, 1}
   states[i] = state
   if ordered then
@@ -221,29 +237,29 @@ for i = 1, #KEYS do
   end
 end
 if fair > 0 then
-  for i = 1, #KEYS do
+  for i = 1, #BASES do
     local room = left
     if group ~= '' then take(i, again, fair) end
     take(i, 's', fair - (room - left))
     fair = fair - (room - left)
   end
 end
-for i = 1, #KEYS do take(i, 'x', left) end
-for i = 1, #KEYS do
+for i = 1, #BASES do take(i, 'x', left) end
+for i = 1, #BASES do
   if group ~= '' then take(i, again, left) end
   if not hot then take(i, 's', left) end
 end
 if left == limit and not hot then
-  for i = 1, #KEYS do
+  for i = 1, #BASES do
     for n, lane in ipairs({'x', 's', again}) do
       local id, added = '0-0', 0
-      if group == '' and redis.call('EXISTS', KEYS[i] .. lane) == 1 then
-        local raw = redis.call('XINFO', 'STREAM', KEYS[i] .. lane)
+      if group == '' and redis.call('EXISTS', BASES[i] .. lane) == 1 then
+        local raw = redis.call('XINFO', 'STREAM', BASES[i] .. lane)
         for j = 1, #raw, 2 do
           if raw[j] == 'entries-added' then added = raw[j + 1] end
         end
       end
-      local tail = redis.call('XREVRANGE', KEYS[i] .. lane, '+', '-', 'COUNT', 1)
+      local tail = redis.call('XREVRANGE', BASES[i] .. lane, '+', '-', 'COUNT', 1)
       if tail[1] then id = tail[1][1] end
       states[i][4 + n], states[i][7 + n] = id, added
     end
@@ -270,14 +286,14 @@ return lost
 """
 )
 
-# KEYS: a base. ARGV: group, consumer, lane, id, delay (ms), next attempt, original position.
+# BASES: one. ARGV: group, consumer, lane, id, delay (ms), next attempt, original position.
 # Stores the later copy and settles the entry. Returns the id if it is not ours.
-REQUEUE = Script(
+REQUEUE = OnTopics(
     _CLOCK
     + _OWNED
     + """
-local base, group, lane, id, delay = KEYS[1], ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local again, key = 'r:' .. group, KEYS[1] .. lane
+local base, group, lane, id, delay = BASES[1], ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local again, key = 'r:' .. group, BASES[1] .. lane
 if not owned(key, id) then return {id} end
 local entry = redis.call('XRANGE', key, id, id)[1]
 if entry then
@@ -297,34 +313,34 @@ return {}
 """
 )
 
-# KEYS: a base. ARGV: group, consumer, lease (ms), then lane and id in turns. Returns lost pairs.
-EXTEND = Script(
+# BASES: one. ARGV: group, consumer, lease (ms), then lane and id in turns. Returns lost pairs.
+EXTEND = OnTopics(
     _OWNED
     + """
-local lost, lock = {}, KEYS[1] .. 'o:' .. ARGV[1]
+local lost, lock = {}, BASES[1] .. 'o:' .. ARGV[1]
 for i = 4, #ARGV, 2 do
-  local key, id = KEYS[1] .. ARGV[i], ARGV[i + 1]
+  local key, id = BASES[1] .. ARGV[i], ARGV[i + 1]
   if owned(key, id) then
     redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'JUSTID')
   else
     lost[#lost + 1], lost[#lost + 2] = ARGV[i], id
   end
 end
-if redis.call('GET', lock) == ARGV[2] then redis.call('PEXPIRE', lock, ARGV[3]) end
+if redis.pcall('GET', lock) == ARGV[2] then redis.call('PEXPIRE', lock, ARGV[3]) end
 return lost
 """
 )
 
-# KEYS: bases. ARGV: group, consumer. Forgets the consumer where it holds nothing.
-LEAVE = Script("""
-for _, base in ipairs(KEYS) do
+# BASES: some. ARGV: group, consumer. Forgets the consumer where it holds nothing.
+LEAVE = OnTopics("""
+for _, base in ipairs(BASES) do
   for _, lane in ipairs({'x', 's', 'r:' .. ARGV[1]}) do
     local held = redis.pcall('XPENDING', base .. lane, ARGV[1], '-', '+', 1, ARGV[2])
     if not held.err and #held == 0 then
       redis.pcall('XGROUP', 'DELCONSUMER', base .. lane, ARGV[1], ARGV[2])
     end
   end
-  if redis.call('GET', base .. 'o:' .. ARGV[1]) == ARGV[2] then
+  if redis.pcall('GET', base .. 'o:' .. ARGV[1]) == ARGV[2] then
     redis.call('DEL', base .. 'o:' .. ARGV[1])
     redis.call('XADD', base .. 'w', 'MAXLEN', 1, '*', 'free', 1)
   end
@@ -366,28 +382,29 @@ end
 return {redis.call('XLEN', key), holder}
 """)
 
-# KEYS: a base. ARGV: for how long (ms). Returns the token, or nothing if there is a leader. A token is also the
-# time (microseconds), so that one from before the counter was lost is lower.
+# An election's keys are both declared: while a slot moves, a node that has only one of them asks to try again.
+# KEYS: the last token, the leader's. ARGV: for how long (ms). Returns the token, or nothing if there is a leader. A
+# token is also the time (microseconds), so that one from before the counter was lost is lower.
 ELECT = Script("""
-if redis.call('EXISTS', KEYS[1] .. 'l') == 1 then return false end
+if redis.call('EXISTS', KEYS[2]) == 1 then return false end
 local t = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1] .. 'f') or '0')
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
 local token = string.format('%.0f', math.max(last + 1, t[1] * 1000000 + t[2]))
-redis.call('SET', KEYS[1] .. 'f', token)
-redis.call('SET', KEYS[1] .. 'l', token, 'PX', ARGV[1])
+redis.call('SET', KEYS[1], token)
+redis.call('SET', KEYS[2], token, 'PX', ARGV[1])
 return token
 """)
 
-# KEYS: a base. ARGV: the token, for how long (ms). Returns whether it still leads.
+# KEYS: the last token, the leader's. ARGV: the token, for how long (ms). Returns whether it still leads.
 REMAIN = Script("""
-if redis.call('GET', KEYS[1] .. 'l') ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1] .. 'l', ARGV[2])
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[2], ARGV[2])
 """)
 
-# KEYS: a base. ARGV: the token.
+# KEYS: the last token, the leader's. ARGV: the token.
 RESIGN = Script("""
-if redis.call('GET', KEYS[1] .. 'l') ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1] .. 'l')
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[2])
 """)
 
 #: Teaches a server those that run often.
