@@ -2,8 +2,7 @@
 
 Most scripts are about topics. A topic's keys begin with its *base*, ``prefix:{topic}:``, and end in the names of
 `amb_redis._wire`: ``s`` normal and ``x`` express stream, ``r:<group>`` what a group gets again,
-``d`` delayed messages by due time (ms), ``w`` a bell for those who wait, ``o:<group>`` who
-reads an ordered group, ``l`` the token of the leader, ``f`` the last token given.
+``d`` delayed messages by due time (ms), ``w`` a bell for those who wait, ``o:<group>`` who reads an ordered group.
 They share a hash tag, so one cluster node holds them all. While a slot moves, a node runs a script here or sends it
 on by whether it has the keys that the script *declares*: a base is declared by a key that is there.
 """
@@ -16,44 +15,36 @@ __all__ = [
     "ACK",
     "BIND",
     "DELAY",
-    "ELECT",
     "EXTEND",
     "LEAVE",
     "LOAD",
     "READ",
     "REGISTER",
-    "REMAIN",
     "REQUEUE",
-    "RESIGN",
     "TRIM",
     "Script",
 ]
 
 
 class Script:
-    """A script and the digest the server knows it by."""
+    """A script and the digest the server knows it by. One about topics has their bases in BASES, and declares their
+    normal streams."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    def __init__(self, source: str, *, on_topics: bool = False) -> None:
+        self.source = _BASES + source if on_topics else source
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self._on_topics = on_topics
 
     def call(self, keys: list[bytes], *args: object) -> tuple[object, ...]:
-        """The command that runs it."""
-        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+        """The command that runs it, on `keys` or bases."""
+        declared = [base + b"s" for base in keys] if self._on_topics else keys
+        return ("EVALSHA", self.sha, len(keys), *declared, *args)
 
 
-class OnTopics(Script):
-    """A script that has the bases of its topics in BASES. What it declares is their normal streams."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(
-            "local BASES = {}\nfor i, key in ipairs(KEYS) do BASES[i] = string.sub(key, 1, -2) end\n" + source
-        )
-
-    def call(self, bases: list[bytes], *args: object) -> tuple[object, ...]:
-        """The command that runs it."""
-        return super().call([base + b"s" for base in bases], *args)
-
+_BASES = """
+local BASES = {}
+for i, key in ipairs(KEYS) do BASES[i] = string.sub(key, 1, -2) end
+"""
 
 _CLOCK = """
 local now_ms
@@ -88,17 +79,19 @@ return new
 """)
 
 # BASES: one. ARGV: due (ms), something unique, lane, then the fields of the entry.
-DELAY = OnTopics(
+DELAY = Script(
     _CLOCK
     + """
 later(BASES[1], cmsgpack.pack({ARGV[2], ARGV[3], unpack(ARGV, 4)}), tonumber(ARGV[1]))
 return 1
-"""
+""",
+    on_topics=True,
 )
 
 # BASES: some. ARGV: group ('' for none), where it begins in x and in s, ms after which a consumer
 # that holds nothing is forgotten. Returns the newest id of x and s, each with the entries ever added.
-BIND = OnTopics("""
+BIND = Script(
+    """
 local out = {}
 for _, base in ipairs(BASES) do
   for n, lane in ipairs({'x', 's'}) do
@@ -130,7 +123,9 @@ for _, base in ipairs(BASES) do
   end
 end
 return out
-""")
+""",
+    on_topics=True,
+)
 
 # BASES: some. ARGV: group, consumer, limit, how many of them to take from the normal lanes first
 # (-1: none at all, another command reads those), lease (ms), 1 to look for what others left, 1 for
@@ -139,7 +134,7 @@ return out
 # Returns: [base index, lane, entries, earlier deliveries or nil] ...; per base [due in ms or -1,
 # next look for leftovers in ms or -1, lock: ms until somebody else's ends or -1, 1 taken over,
 # newest ids of x, s, r, entries ever added to x and s]; lanes whose group is gone.
-READ = OnTopics(
+READ = Script(
     _CLOCK
     + """
 local group, consumer, left, fair = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -266,7 +261,8 @@ if left == limit and not hot then
   end
 end
 return {out, states, gone}
-"""
+""",
+    on_topics=True,
 )
 
 # KEYS: a stream. ARGV: group, consumer, 1 to delete, ids. Returns those that are not ours.
@@ -288,7 +284,7 @@ return lost
 
 # BASES: one. ARGV: group, consumer, lane, id, delay (ms), next attempt, original position.
 # Stores the later copy and settles the entry. Returns the id if it is not ours.
-REQUEUE = OnTopics(
+REQUEUE = Script(
     _CLOCK
     + _OWNED
     + """
@@ -310,11 +306,12 @@ end
 redis.call('XACK', key, group, id)
 if lane == again then redis.call('XDEL', key, id) end
 return {}
-"""
+""",
+    on_topics=True,
 )
 
 # BASES: one. ARGV: group, consumer, lease (ms), then lane and id in turns. Returns lost pairs.
-EXTEND = OnTopics(
+EXTEND = Script(
     _OWNED
     + """
 local lost, lock = {}, BASES[1] .. 'o:' .. ARGV[1]
@@ -328,11 +325,13 @@ for i = 4, #ARGV, 2 do
 end
 if redis.pcall('GET', lock) == ARGV[2] then redis.call('PEXPIRE', lock, ARGV[3]) end
 return lost
-"""
+""",
+    on_topics=True,
 )
 
 # BASES: some. ARGV: group, consumer. Forgets the consumer where it holds nothing.
-LEAVE = OnTopics("""
+LEAVE = Script(
+    """
 for _, base in ipairs(BASES) do
   for _, lane in ipairs({'x', 's', 'r:' .. ARGV[1]}) do
     local held = redis.pcall('XPENDING', base .. lane, ARGV[1], '-', '+', 1, ARGV[2])
@@ -346,7 +345,9 @@ for _, base in ipairs(BASES) do
   end
 end
 return 1
-""")
+""",
+    on_topics=True,
+)
 
 # KEYS: a stream. ARGV: the cap, then groups that have a claim on it. Returns the length and the
 # group that needs more than the cap, if any.
@@ -380,31 +381,6 @@ else
   redis.call('XTRIM', key, 'MINID', '~', needed, 'LIMIT', length - cap)
 end
 return {redis.call('XLEN', key), holder}
-""")
-
-# An election's keys are both declared: while a slot moves, a node that has only one of them asks to try again.
-# KEYS: the last token, the leader's. ARGV: for how long (ms). Returns the token, or nothing if there is a leader. A
-# token is also the time (microseconds), so that one from before the counter was lost is lower.
-ELECT = Script("""
-if redis.call('EXISTS', KEYS[2]) == 1 then return false end
-local t = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-local token = string.format('%.0f', math.max(last + 1, t[1] * 1000000 + t[2]))
-redis.call('SET', KEYS[1], token)
-redis.call('SET', KEYS[2], token, 'PX', ARGV[1])
-return token
-""")
-
-# KEYS: the last token, the leader's. ARGV: the token, for how long (ms). Returns whether it still leads.
-REMAIN = Script("""
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[2], ARGV[2])
-""")
-
-# KEYS: the last token, the leader's. ARGV: the token.
-RESIGN = Script("""
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[2])
 """)
 
 #: Teaches a server those that run often.
