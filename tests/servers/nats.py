@@ -105,7 +105,8 @@ def secure(*, verify: bool = False, expired: bool = False) -> Iterator[SecureNat
 def cluster() -> Iterator[NatsCluster]:
     """Three servers, together when this yields."""
     with ExitStack() as stack:
-        ports, routes = free_ports(3), free_ports(3)
+        free = free_ports(6)
+        ports, routes = free[:3], free[3:]
         servers = []
         for index, port in enumerate(ports):
             config = {

@@ -30,17 +30,18 @@ def program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many loopback ports that nobody uses, and whose cluster bus port (port + 10000) nobody uses by chance.
+    """That many loopback ports that nobody uses, and whose cluster bus port (port + 10000) nobody uses either.
 
     All are below those that the system gives to outgoing connections: a server that restarts finds its port free."""
     ports: list[int] = []
     held: list[socket.socket] = []
     try:
         while len(ports) < count:
-            held.append(socket.socket())
             port = random.randrange(10_000, 22_768)
             try:
-                held[-1].bind(("127.0.0.1", port))
+                for taken in (port, port + 10_000):
+                    held.append(socket.socket())
+                    held[-1].bind(("127.0.0.1", taken))
             except OSError:
                 continue
             ports.append(port)

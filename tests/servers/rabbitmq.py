@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import msgspec
 import trustme
 
-from .process import STOP_WITHIN, MissingServer, Server, free_ports, running
+from .process import MissingServer, Server, answers_on, free_ports, running
 
 _HOME = Path("/usr/lib/rabbitmq/bin")
 #: What a killed process has written is as safe in memory as on a disk, and nobody else's writing delays it there.
@@ -77,9 +76,12 @@ def alone(config: Sequence[str] = (), *, expired: bool = False) -> Iterator[Rabb
             )
         )
         (folder / "enabled_plugins").write_text("[].\n")
+        # Erlang's port mapper, as a child of our own: one that a node starts outlives it. The node registers with it.
+        command = ["epmd", "-address", "127.0.0.1", "-port", str(mapper)]
+        names = Server(command, folder, lambda: answers_on(mapper))
         node = RabbitNode(folder, port, _environment(folder, port, distribution, mapper))
         try:
-            with _mapper(mapper, folder), running(node):
+            with running(names), running(node):
                 yield RabbitServer(
                     f"amqp://guest:guest@127.0.0.1:{port}/", "127.0.0.1", port,
                     f"amqps://guest:guest@127.0.0.1:{tls_port}/", str(folder / "ca.pem"), node,
@@ -109,20 +111,6 @@ def _environment(folder: Path, port: int, distribution: int, mapper: int) -> dic
         "RABBITMQ_CTL_ERL_ARGS": "-setcookie amb",
         "HOME": str(folder),
     }
-
-
-@contextmanager
-def _mapper(port: int, folder: Path) -> Iterator[None]:
-    """Erlang's port mapper, as a child of our own: one that a node starts outlives it."""
-    mapper = subprocess.Popen(
-        ["epmd", "-address", "127.0.0.1", "-port", str(port)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        mapper.send_signal(signal.SIGTERM)
-        mapper.wait(STOP_WITHIN)
 
 
 def _certificates(folder: Path, until: datetime | None) -> None:
