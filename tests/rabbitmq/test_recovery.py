@@ -16,6 +16,7 @@ from amb_core.testing import FaultProxy
 from amb_rabbitmq import RabbitMQBroker
 
 from tests.core._help import Collector, eventually, stays
+from tests.core._stopwatch import stopwatch
 from tests.servers.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.anyio
@@ -74,9 +75,13 @@ async def test_every_subscription_consumes_again(node: RabbitServer, broker: Rab
         else:
             await anyio.to_thread.run_sync(getattr(node.process, how))
             await anyio.to_thread.run_sync(node.process.start)
-        began = time.monotonic()
-        await _comes(publisher, "jobs.x", grouped, ordered, loose, wild)
-        assert time.monotonic() - began < 5, "not consuming within 5 s"
+        async with stopwatch() as watch:
+            began = time.monotonic()
+            await _comes(publisher, "jobs.x", grouped, ordered, loose, wild)
+            assert watch.elapsed(began) < 5, "not consuming within 5 s"
+        with anyio.fail_after(20):  # the responder has no group: what is published while it is away is not for it
+            while (await bus.health()).status != "healthy":
+                await anyio.sleep(0.05)
         assert (await publisher.request("ask", 1, timeout=5)).data == 1
         free.set()
         await eventually(lambda: set(begun.data) == {0, 1, 2, 3}, lambda: f"came: {begun.data}", 10)
@@ -87,8 +92,7 @@ async def test_a_frozen_node_is_noticed_and_used_again(node: RabbitServer, broke
     seen = Collector()
     async with MessageBus(broker, publish_timeout=1.0) as bus:
         await bus.subscribe("jobs.x", seen, group="g")
-        await bus.publish("jobs.x", 1)
-        await seen.wait()
+        await _comes(bus, "jobs.x", seen)
         node.process.freeze()
         try:
             with pytest.raises(BrokerUnavailable):
