@@ -26,8 +26,8 @@ def prefix() -> str:
 
 @pytest.fixture
 def make(redis_server: RedisServer, prefix: str) -> Callable[..., RedisBroker]:
-    """Builds brokers that share the test's prefix, with a lease of a second."""
-    common = RedisBroker(redis_server.url, prefix=prefix, lease=1.0)
+    """Builds brokers that share the test's prefix, with a lease that nothing outlasts by accident."""
+    common = RedisBroker(redis_server.url, prefix=prefix, lease=30.0)
 
     def build(**options: Any) -> RedisBroker:
         return msgspec.structs.replace(common, **options)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def broker(redis_cluster: RedisCluster, prefix: str) -> RedisBroker:
     return RedisBroker(
-        cluster_nodes=[f"redis://{host}:{port}" for host, port in redis_cluster.nodes], prefix=prefix, lease=1.0
+        cluster_nodes=[f"redis://{host}:{port}" for host, port in redis_cluster.nodes], prefix=prefix, lease=30.0
     )
 
 
@@ -101,6 +101,7 @@ async def test_requests_and_wildcard_listeners(broker: RedisBroker) -> None:
 
 
 async def test_what_a_killed_member_held_comes_again(broker: RedisBroker) -> None:
+    broker = msgspec.structs.replace(broker, lease=3.0)
     async with MessageBus(broker) as bus:
         async with Child.running(broker, "jobs.#", {"group": "g", "then": "hang"}) as child:
             await child.event("ready", within=30)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 def _broker(sentinel: RedisSentinel, prefix: str) -> RedisBroker:
     host, port = sentinel.address
     return RedisBroker(
-        sentinel_nodes=["redis://127.0.0.1:1", f"redis://{host}:{port}"], prefix=prefix, lease=1.0, wait_replicas=1,
+        sentinel_nodes=["redis://127.0.0.1:1", f"redis://{host}:{port}"], prefix=prefix, lease=30.0, wait_replicas=1,
         response_timeout=2.0,
     )  # fmt: skip
 

@@ -269,8 +269,8 @@ class TestOrder:
             assert time.monotonic() - began < broker.lease / 2
             await _ack(second, taken)
 
-    async def test_a_dead_member_is_succeeded_after_a_lease(self, broker: RedisBroker) -> None:
-        ordered = msgspec.structs.replace(JOBS, ordered_by="key")
+    async def test_a_dead_member_is_succeeded_after_a_lease(self, make: Callable[..., RedisBroker]) -> None:
+        broker, ordered = make(lease=1.0), msgspec.structs.replace(JOBS, ordered_by="key")
         async with broker.connect() as one, one.open(msgspec.structs.replace(ordered, id="first")) as first:
             await _send(one, b"0", b"1", key="k")
             began = time.monotonic()
@@ -288,7 +288,7 @@ class TestOrder:
 
 class TestLeases:
     async def test_extending_keeps_and_letting_go_gives_to_another(self, make: Callable[..., RedisBroker]) -> None:
-        broker = make(lease=2.0)
+        broker = make(lease=4.0)
         async with broker.connect() as one, broker.connect() as other:
             async with one.open(JOBS) as first, other.open(JOBS) as second:
                 await _send(one, b"a", b"b")
@@ -304,7 +304,8 @@ class TestLeases:
                     (taken,) = await _take(second, 1)
                     await _ack(second, [taken])
                     with anyio.move_on_after(2 * broker.lease):
-                        assert not await second.receive(10), "an extended delivery was taken"
+                        while True:
+                            assert not await second.receive(10), "an extended delivery was taken"
                     group.cancel_scope.cancel()
                 assert (taken.body, taken.attempt) == (lost.body, 2)
                 with pytest.raises(PartialFailure) as caught:
@@ -340,8 +341,9 @@ class TestCancelledReads:
                 await _ack(second, [taken])
 
     async def test_what_aged_until_another_took_it_is_not_delivered(
-        self, broker: RedisBroker, native: Any, prefix: str
+        self, make: Callable[..., RedisBroker], native: Any, prefix: str
     ) -> None:
+        broker = make(lease=3.0)
         async with broker.connect() as one, broker.connect() as other:
             async with one.open(msgspec.structs.replace(JOBS, id="first")) as first, anyio.create_task_group() as group:
                 group.start_soon(first.receive, 1)
@@ -406,7 +408,7 @@ async def test_health_says_who_answers(broker: RedisBroker) -> None:
 
 
 async def test_two_hundred_topics_at_rest_cost_nothing(broker: RedisBroker, native: Any) -> None:
-    async with MessageBus(msgspec.structs.replace(broker, lease=30.0)) as bus:
+    async with MessageBus(broker) as bus:
         for number in range(200):
             await bus.publish(f"rest.{number}", number)
         await bus.subscribe("rest.#", Collector(), group="g")
