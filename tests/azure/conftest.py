@@ -28,8 +28,8 @@ def topic() -> str:
 
 @pytest.fixture
 def make(servicebus: ServiceBus) -> Callable[..., AzureServiceBusBroker]:
-    """Builds brokers with locks of two seconds."""
-    common = AzureServiceBusBroker(servicebus.connection_string, lock_duration=2.0, response_timeout=4.0)
+    """Builds brokers whose locks do not run out during a test, unless it asks for that."""
+    common = AzureServiceBusBroker(servicebus.connection_string, lock_duration=30.0, response_timeout=4.0)
 
     def build(**options: Any) -> AzureServiceBusBroker:
         return msgspec.structs.replace(common, **options)

@@ -39,12 +39,12 @@ async def test_a_lock_is_renewed_while_the_handler_runs(make: Make, topic: str) 
 
     async def slow(message: Message) -> None:
         calls.append(message.attempt)
-        await anyio.sleep(5.25)
+        await anyio.sleep(10.5)
 
-    async with MessageBus(make(lock_duration=1.5)) as bus:
+    async with MessageBus(make(lock_duration=3.0)) as bus:
         await bus.subscribe(topic, slow, group="g")
         await bus.publish(topic, 1)
-        await eventually(lambda: bus.stats.acked == 1, "the acknowledgement")
+        await eventually(lambda: bus.stats.acked == 1, "the acknowledgement", 20)
     assert calls == [1]
     assert bus.stats.lease_renewals >= 3
 
@@ -239,11 +239,11 @@ async def test_a_session_is_kept_while_it_is_empty_and_while_its_handler_runs(ma
 
     async def slow(message: Message) -> None:
         await seen(message)
-        await anyio.sleep(2.5)
+        await anyio.sleep(6.25)
 
-    async with MessageBus(make(lock_duration=1.0)) as bus:
+    async with MessageBus(make(lock_duration=2.5)) as bus:
         await bus.subscribe(topic, slow, group="g", ordered_by="key")
         await bus.publish(topic, 1, key="k")
         await bus.publish(topic, 2, key="k")
-        await eventually(lambda: bus.stats.acked == 2, "both", 15)
+        await eventually(lambda: bus.stats.acked == 2, "both", 30)
     assert [(message.data, message.attempt) for message in seen.messages] == [(1, 1), (2, 1)]
