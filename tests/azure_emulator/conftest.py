@@ -39,7 +39,7 @@ async def admin(servicebus: ServiceBus) -> AsyncIterator[ServiceBusAdministratio
 
 
 class Links(msgspec.Struct, frozen=True):
-    """A queue with a lock of two seconds and three deliveries, and what is open to it."""
+    """A queue with a lock of five seconds and three deliveries, and what is open to it."""
 
     name: str
     sender: ServiceBusSender
@@ -49,6 +49,6 @@ class Links(msgspec.Struct, frozen=True):
 @pytest.fixture(scope="module")
 async def queue(client: ServiceBusClient, admin: ServiceBusAdministrationClient, word: str) -> AsyncIterator[Links]:
     name = f"{word}-queue"
-    await admin.create_queue(name, lock_duration=timedelta(seconds=2), max_delivery_count=3)
+    await admin.create_queue(name, lock_duration=timedelta(seconds=5), max_delivery_count=3)
     async with client.get_queue_sender(name) as sender, client.get_queue_receiver(name) as receiver:
         yield Links(name, sender, receiver)

@@ -111,7 +111,7 @@ def beat(connection: Any, queue: str) -> object:
     receiver = connection.create_receiver(queue, credit=1)
     began = time.monotonic()
     try:
-        receiver.receive(timeout=3)
+        receiver.receive(timeout=9)
     except proton.Timeout:
         return time.monotonic() - began
     return 0
@@ -119,7 +119,7 @@ def beat(connection: Any, queue: str) -> object:
 
 if __name__ == "__main__":
     _, what, url, entity = sys.argv
-    options = {"heartbeat": 1} if what == "beat" else {"max_frame_size": 1024}
+    options = {"heartbeat": 3} if what == "beat" else {"max_frame_size": 1024}
     opened = utils.BlockingConnection(url, timeout=10, **options)
     print(json.dumps(globals()[what](opened, entity)))
     opened.close()
