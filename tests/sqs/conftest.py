@@ -29,8 +29,10 @@ def prefix() -> str:
 
 @pytest.fixture
 def make(sqs_server: SqsServer, prefix: str) -> Make:
-    """Builds brokers that share the test's prefixes, with a visibility timeout of two seconds."""
-    common = msgspec.structs.replace(broker_for(sqs_server.url), queue_prefix=prefix, sns_topic_prefix=prefix)
+    """Builds brokers that share the test's prefixes; no visibility ends during a test, unless it asks for that."""
+    common = msgspec.structs.replace(
+        broker_for(sqs_server.url), queue_prefix=prefix, sns_topic_prefix=prefix, visibility_timeout=30
+    )
 
     def build(**options: Any) -> SQSBroker:
         return msgspec.structs.replace(common, **options)

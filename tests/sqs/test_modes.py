@@ -120,7 +120,7 @@ async def test_one_queue_serves_every_topic(make: Make, native: Native, prefix: 
 async def test_one_queue_keeps_what_nobody_here_wants(make: Make, native: Native, prefix: str) -> None:
     await native.make(f"{prefix}all")
     seen = Collector()
-    async with MessageBus(make(queue_url=await native.url(f"{prefix}all"))) as bus:
+    async with MessageBus(make(queue_url=await native.url(f"{prefix}all"), visibility_timeout=2)) as bus:
         await bus.subscribe("mine", seen)
         await bus.publish("mine", 1)
         await bus.publish("somebody.elses", 2)

@@ -123,7 +123,8 @@ async def test_a_queue_deleted_under_a_subscriber(broker: SQSBroker, native: Nat
         await _arrives(bus, "jobs", seen)
 
 
-async def test_what_a_failed_feed_had_handed_over_does_not_come_twice(broker: SQSBroker) -> None:
+async def test_what_a_failed_feed_had_handed_over_does_not_come_twice(make: Make) -> None:
+    broker = make(visibility_timeout=2)
     source = Source(id=secrets.token_hex(8), pattern="news")
     async with broker.connect() as publisher:
         async with broker.connect() as connection, connection.open(source) as feed:

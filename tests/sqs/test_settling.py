@@ -80,8 +80,8 @@ async def test_extending_of_which_a_part_fails(broker: SQSBroker, native: Native
         assert list(caught.value.errors) == [0]
 
 
-async def test_a_lease_that_has_run_out_settles_nothing(broker: SQSBroker) -> None:
-    async with broker.connect() as connection, connection.open(JOBS) as feed:
+async def test_a_lease_that_has_run_out_settles_nothing(make: Make) -> None:
+    async with make(visibility_timeout=4).connect() as connection, connection.open(JOBS) as feed:
         await publish(connection, b"1")
         (first,) = await take(feed, 1)
         (second,) = await take(feed, 1)
@@ -152,7 +152,7 @@ async def test_what_is_given_back_is_no_attempt_here(make: Make, native: Native,
 
 async def test_native_redrive_takes_what_crashes(make: Make, native: Native, prefix: str) -> None:
     await native.make(f"{prefix}dlq")
-    broker = make(dlq_arn=await native.arn(f"{prefix}dlq"), max_receive_count=2)
+    broker = make(dlq_arn=await native.arn(f"{prefix}dlq"), max_receive_count=2, visibility_timeout=2)
     async with broker.connect() as connection, connection.open(JOBS) as feed:
         await publish(connection, b"1")
         for _ in range(2):
@@ -180,7 +180,7 @@ async def test_failures_go_to_the_native_queue_with_their_reason(make: Make, nat
 
 async def test_a_policy_beyond_the_native_limit_is_kept(make: Make, native: Native, prefix: str) -> None:
     await native.make(f"{prefix}dlq")
-    broker = make(dlq_arn=await native.arn(f"{prefix}dlq"), max_receive_count=2)
+    broker = make(dlq_arn=await native.arn(f"{prefix}dlq"), max_receive_count=2, visibility_timeout=2)
     seen = Collector(RuntimeError("fails on purpose"), failures=5)
     async with MessageBus(broker) as bus:
         await bus.subscribe("jobs", seen, group="g", retries=9, retry_delay=0.01)
