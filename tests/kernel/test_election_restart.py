@@ -57,8 +57,9 @@ async def test_a_leader_whose_broker_is_silent_stops_to_lead_in_time(
     monkeypatch.setenv(f"AMB_{broker}_RESPONSE_TIMEOUT".upper(), "1")
     for name, value in settings_on(broker, server).items():
         monkeypatch.setenv(name, value)
-    async with KernelSpace(message_bus=MessageBus(connect_timeout=5), audit_topic=None) as kernel:
-        leadership = await kernel.elect_leader("lead", ttl=4)
+    async with KernelSpace(message_bus=MessageBus(connect_timeout=20), audit_topic=None) as kernel:
+        # A server that has just been started may need longer for its first answers.
+        leadership = await _patiently(lambda: kernel.elect_leader("lead", ttl=4, wait=True))
         assert leadership
         server.process.freeze()
         try:
@@ -75,7 +76,10 @@ async def test_a_leader_whose_broker_is_silent_stops_to_lead_in_time(
 async def test_a_term_outlives_the_broker(broker: str, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in settings_on(broker, server).items():
         monkeypatch.setenv(name, value)
-    async with MessageBus(connect_timeout=5) as leader, MessageBus(connect_timeout=5) as other:
+    leader, other = MessageBus(connect_timeout=5), MessageBus(connect_timeout=5)
+    await _patiently(leader.connect)  # the server has just been started
+    await _patiently(other.connect)
+    async with leader, other:
         token = await (await leader.elections()).acquire("lead", 120)
         assert token is not None
         _end(server, broker)
