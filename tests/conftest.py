@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import gc
 
-import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's doing. All else is as hypothesis has it, in CI not as elsewhere.
+# It is imported before anything is frozen: as it is, it looks at who refers to whom.
+settings.register_profile("amb", deadline=None)
+settings.load_profile("amb")
 
 
 def pytest_collection_finish() -> None:
@@ -14,9 +19,3 @@ def pytest_collection_finish() -> None:
     loop stood still for more than half a second at a time, which is half a lease of the conformance kit."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish() -> None:
-    """What comes now looks at who refers to whom: hypothesis does, once it is imported for its summary."""
-    gc.unfreeze()

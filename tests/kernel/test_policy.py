@@ -120,7 +120,7 @@ _TOPICS = [".".join(words) for words in _WORDS]
 _PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=3).map(".".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(_PATTERNS, _PATTERNS)
 def test_patterns_overlap_when_a_topic_matches_both(one: str, other: str) -> None:
     """Patterns of up to three words, of which each needs at most two: topics of four words show every case but

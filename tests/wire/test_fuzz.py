@@ -35,7 +35,7 @@ from ._golden import FOLDER, load
 PROTOS = Path(__file__).parents[1] / "core" / "protos"
 #: hypothesis makes the noise and finds the smallest case; each example is also a seed for mutations.
 EXAMPLES, EACH = 500, 20
-fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+fuzz = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 class Event(msgspec.Struct):
