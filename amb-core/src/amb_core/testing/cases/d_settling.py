@@ -59,14 +59,15 @@ async def D2_manual_mode_waits_for_the_verdict(t: Target) -> None:
     bus, seen = t.bus(), t.recorder("the handler", "workers", first_time_nothing)
     await bus.subscribe(t.topic("jobs"), seen, group="workers", ack_mode=AckMode.MANUAL)
     acked = await t.ledger.publish(bus, t.topic("jobs"), "ack")
+    began = time.monotonic()
     left = await t.ledger.publish(bus, t.topic("jobs"), "leave")
     await seen.reaches(2, t.patience)
     await seen.reaches(3, 3 * t.lease + 2)
     calls = [one for one in seen.seen if one.id == left]
     assert len(calls) == 2, f"after the lease came {seen.data[2:]}"
-    gap = calls[1].time - calls[0].time
     # The lease began when the broker handed the message over; a busy machine calls the handler later.
-    assert gap >= 0.5 * t.lease, f"the lease is {t.lease} s, and it came again after {gap:.2f} s"
+    gap = calls[1].time - began
+    assert gap >= 0.9 * t.lease, f"the lease is {t.lease} s, and it came again after {gap:.2f} s"
     assert calls[1].attempt == 2, f"the second delivery is attempt {calls[1].attempt}"
     await seen.stays_at(3, t.watch)
     await bus.disconnect()
@@ -328,7 +329,7 @@ async def D10_long_handlers_keep_their_lease(t: Target) -> None:
     assert {*seen.attempts, *other.attempts} == {1}, f"attempts {seen.attempts + other.attempts}"
 
 
-@case("D11", needs="lease", within=120)
+@case("D11", needs="lease", within=120, exclusive=True)  # a busy machine renews late
 async def D11_waiting_messages_do_not_age(t: Target) -> None:
     """Concurrency 1 and 20 queued messages that take 0.75 leases each: each is delivered once, as attempt 1."""
 

@@ -60,13 +60,13 @@ async def H2_timeout(t: Target) -> None:
     await bus.request(t.topic("echo"), "warm", timeout=t.patience)
     began = time.monotonic()
     try:
-        await bus.request(t.topic("slow"), 1, timeout=1.0)
+        await bus.request(t.topic("slow"), 1, timeout=3.0)
     except RequestTimeout as error:
         assert isinstance(error, TimeoutError) and t.topic("slow") in str(error), f"the error is {error!r}"
     else:
         raise AssertionError("a request without a reply did not time out")
     took = time.monotonic() - began
-    assert 0.9 <= took <= 3.0, f"a timeout of 1 s took {took:.2f} s"
+    assert 2.9 <= took <= 5.0, f"a timeout of 3 s took {took:.2f} s"
     free.set()
     assert (await bus.request(t.topic("echo"), "next", timeout=t.patience)).data == "next", (
         "a late reply answered the next request"

@@ -180,9 +180,10 @@ async def M6_the_lowest_lane_progresses(t: Target) -> None:
 @case("M7", fixtures="control")
 async def M7_a_broker_that_blocks(t: Target) -> None:
     """A broker that takes nothing makes a publish wait, then fail in time; afterwards it works again."""
-    publisher, seen = t.bus(publish_timeout=1.0), t.recorder()
-    await t.bus().subscribe(t.topic("jobs"), seen)
-    await t.ledger.publish(publisher, t.topic("jobs"), "before")
+    bus, publisher, seen = t.bus(), t.bus(publish_timeout=1.0), t.recorder()
+    await bus.subscribe(t.topic("jobs"), seen)
+    await t.ledger.publish(bus, t.topic("jobs"), "before")
+    await publisher.connect()
     t.control.freeze()
     try:
         began = time.monotonic()
