@@ -286,16 +286,17 @@ class StreamFeed:
                 raise Unavailable(f"no answer within {self._patience:g} s") from None
             return []
         self._asked = None
-        if read.waited and _moves(read.replies[0]):
-            self._moving, read.replies[0] = now + _MOVING, ()
         if any(map(_moves, read.replies)):
-            self._moving = now + _MOVING
-            return await self._again(read)
+            self._moving = time.monotonic() + _MOVING
+            if read.waited and _moves(read.replies[0]):
+                read.replies[0] = ()  # no news
+            if any(map(_moves, read.replies)):
+                return await self._again(read)
         return await self._digest(read)
 
     async def _again(self, read: Read) -> list[Incoming]:
         """The pooled connections teach a server that has restarted, and follow a slot that moves."""
-        if read.plain and not isinstance(read.replies[-1], Exception):
+        if read.plain:
             self._stash += self._reader.plain(read)[0]
         return await self._aside(read.topics, read.limit)
 
