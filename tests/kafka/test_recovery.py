@@ -129,7 +129,7 @@ async def test_leaving_while_the_server_is_away_takes_seconds(fragile: KafkaBrok
 
 async def test_a_killed_consumer_leaves_exactly_what_it_held(make: Make, name: str) -> None:
     held, seen = 5, Collector()
-    broker = make(session_timeout_ms=2000, heartbeat_interval_ms=200)
+    broker = make(session_timeout_ms=4000, heartbeat_interval_ms=200)
     async with MessageBus(broker) as bus:
         options: dict[str, Any] = {"group": "workers", "concurrency": held, "then": "hang"}
         async with Child.running(broker, f"{name}.jobs", options) as child:

@@ -316,7 +316,7 @@ async def test_a_registry_that_stays_away_is_one_line_for_the_publisher(
 
 async def test_a_registry_that_hangs_is_given_up(registered: Make, name: str, front: Front) -> None:
     front.go.clear()
-    for response_timeout, problem in ((1.0, "cannot be reached: ReadTimeout"), (10.0, "could not be had within 3 s")):
+    for response_timeout, problem in ((1.0, r"cannot be reached: \w+Timeout"), (10.0, "could not be had within 3 s")):
         broker = registered(response_timeout=response_timeout)
         async with MessageBus(broker, serializer="avro", publish_timeout=3.0) as bus:
             with pytest.raises(BrokerUnavailable, match=problem):

@@ -293,10 +293,11 @@ async def test_a_schedule_runs_at_once_and_then_keeps_its_beat() -> None:
     async def tick() -> None:
         times.append(anyio.current_time())
 
+    began = anyio.current_time()
     async with kernel:
         await eventually(lambda: len(times) == 4, "four ticks")
-    # Each may be late, none early: the beat is that of the first.
-    assert all(time - times[0] >= 0.1 * number - 0.02 for number, time in enumerate(times))
+    # Each may be late, none early.
+    assert all(time - began >= 0.1 * number - 0.02 for number, time in enumerate(times))
 
 
 async def test_names_are_taken_once() -> None:

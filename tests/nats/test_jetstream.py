@@ -154,7 +154,7 @@ async def test_leaving_gives_back_what_was_not_settled(stored: NatsBroker) -> No
 
 
 async def test_a_verdict_after_the_lease_is_a_lost_lease(make: Make) -> None:
-    async with make(lease=1.0).connect() as connection, connection.open(_source()) as feed:
+    async with make(lease=3.0).connect() as connection, connection.open(_source()) as feed:
         await connection.send([_message()])
         first = await _one(feed)
         second = await _one(feed)
@@ -177,8 +177,12 @@ async def test_a_verdict_counts_on_the_next_connection(stored: NatsBroker, nativ
                 await _one(feed)
     async with stored.connect() as connection, connection.open(_source()) as feed:
         await feed.settle([Settlement(incoming.token, "ack")])
-        (consumer,) = await native.jetstream().consumers_info(word)
-        assert consumer.num_ack_pending == 0 and consumer.ack_floor is not None
+        with anyio.fail_after(5):  # the server counts acknowledgements a moment after it got them
+            while True:
+                (consumer,) = await native.jetstream().consumers_info(word)
+                if consumer.num_ack_pending == 0:
+                    break
+        assert consumer.ack_floor is not None
         assert consumer.ack_floor.stream_seq == 1
 
 
@@ -198,8 +202,12 @@ async def test_no_more_is_fetched_than_there_are_places(stored: NatsBroker, nati
         got: list[Incoming] = []
         while len(got) < 4:
             got += await feed.receive(4 - len(got))
-        (consumer,) = await native.jetstream().consumers_info(word)
-        assert consumer.num_ack_pending == 4 and consumer.num_pending == 16
+        with anyio.fail_after(5):  # the server confirms before it tells its consumers
+            while True:
+                (consumer,) = await native.jetstream().consumers_info(word)
+                if (consumer.num_ack_pending or 0) + (consumer.num_pending or 0) == 20:
+                    break
+        assert consumer.num_ack_pending == 4
 
 
 async def test_without_waiting_an_empty_topic_is_empty_at_once(stored: NatsBroker) -> None:
@@ -313,14 +321,14 @@ async def test_an_ordered_member_that_vanishes_is_followed_in_order(make: Make) 
 
 
 async def test_an_ordered_message_whose_lease_ran_out_unseen_comes_before_the_next(make: Make) -> None:
-    async with make(lease=1.0).connect() as connection:
+    async with make(lease=3.0).connect() as connection:
         async with connection.open(_source(ordered_by="key")) as feed:
             with anyio.move_on_after(0.05):
                 await feed.receive(3)
             await connection.send([_message(b"0", id="0", key="k")])
-            await anyio.sleep(0.7)
+            await anyio.sleep(2.1)
             await connection.send([_message(str(n).encode(), id=str(n), key="k") for n in (1, 2)])
-            await anyio.sleep(0.4)
+            await anyio.sleep(1.2)
             bodies = list[bytes]()
             while len(bodies) < 3:
                 incoming = await _one(feed)

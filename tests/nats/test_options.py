@@ -239,6 +239,7 @@ async def test_replies_have_the_inbox_prefix(core: NatsBroker, native: Client, w
         spied.append(message.reply)  # type: ignore[attr-defined]
 
     await native.subscribe(word, cb=spy)
+    await native.flush()
     async with MessageBus(msgspec.structs.replace(core, inbox_prefix="_MINE")) as bus:
         bus.responder(word)(lambda message: 1)
         await bus.connect()

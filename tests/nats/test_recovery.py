@@ -87,8 +87,8 @@ async def test_a_link_that_is_cut_again_and_again(own_nats_server: NatsServer, d
 
 
 async def test_a_link_that_is_silent_is_given_up(own_nats_server: NatsServer, durable: NatsBroker) -> None:
-    quick = msgspec.structs.replace(durable, response_timeout=1.0)
-    async with MessageBus(quick, publish_timeout=2.0) as bus:
+    quick = msgspec.structs.replace(durable, response_timeout=2.0)
+    async with MessageBus(quick, publish_timeout=4.0) as bus:
         seen = Collector()
         await bus.subscribe("jobs", seen, group="g")
         await bus.publish("jobs", 1)
@@ -100,7 +100,7 @@ async def test_a_link_that_is_silent_is_given_up(own_nats_server: NatsServer, du
             assert (await bus.health()).status == "unhealthy"
         finally:
             own_nats_server.process.thaw()
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while 3 not in seen.data:
                 try:
                     await bus.publish("jobs", 3)
