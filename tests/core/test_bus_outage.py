@@ -44,7 +44,7 @@ async def test_connecting_to_a_broker_that_is_down_fails_within_the_deadline(bro
     bus, begin = MessageBus(broker, connect_timeout=1), time.monotonic()
     with pytest.raises(ConnectionError, match="the line is cut"):
         await bus.connect()
-    assert time.monotonic() - begin < 3 and broker.attempts > 1
+    assert time.monotonic() - begin < 2.7 and broker.attempts > 1
     assert not bus.connected
 
 

@@ -10,6 +10,7 @@ import pytest
 from amb_core import DeadLetterQueue, Message, MessageBus, RetryPolicy
 
 from tests.core._help import DLQ, Collector, dead_letters, eventually, stays
+from tests.core._stopwatch import stopwatch
 
 pytestmark = pytest.mark.anyio
 QUICK = RetryPolicy(max_retries=2, initial_delay=0.001, jitter=0)
@@ -107,11 +108,12 @@ async def test_a_retry_comes_no_sooner_than_its_delay(group: str | None, caplog:
         times.append(time.monotonic())
         raise LookupError("no")
 
-    async with MessageBus() as bus:
+    async with stopwatch() as watch, MessageBus() as bus:
         await bus.subscribe("t", handler, group=group, retries=2, retry_delay=0.1)
         await bus.publish("t", 1)
         await eventually(lambda: len(times) == 3, "three tries")
     assert times[1] - times[0] >= 0.099 and times[2] - times[1] >= 0.199
+    assert watch.elapsed(times[0], times[1]) < 1 and watch.elapsed(times[1], times[2]) < 1.5
     said = [float(seconds) for seconds in re.findall(r"next try in ([\d.]+) s", caplog.text)]
     assert 0.1 <= said[0] <= 0.2 <= said[1] <= 0.4
 
