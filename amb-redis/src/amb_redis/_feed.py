@@ -290,7 +290,7 @@ class StreamFeed:
             self._moving = time.monotonic() + _MOVING
             if read.waited and _moves(read.replies[0]):
                 read.replies[0] = ()  # no news
-            if any(map(_moves, read.replies)):
+            if any(map(_moves, read.replies[: len(read.replies) - bool(read.plain)])):
                 return await self._again(read)
         return await self._digest(read)
 
@@ -359,19 +359,18 @@ class StreamFeed:
         """Ask every topic's node for news, then read where there is some, or where nobody can tell."""
         moving = list[Topic]()
         if not self._ready:
-            calls = [(t.base, self._reader.wait([t], None, None, 0.0).commands[0]) for t in self._topics.values()]
-            topics, replies = list(self._topics.values()), await self._servers.call(calls, "look for news")
-            for topic, reply in zip(topics, replies, strict=True):
+            asked = list(self._topics.values())
+            calls = [(topic.base, self._reader.wait([topic], None, None, 0.0).commands[0]) for topic in asked]
+            for topic, reply in zip(asked, await self._servers.call(calls, "look for news"), strict=True):
                 if _moves(reply):
                     moving.append(topic)
                 else:
                     self._news(checked(reply, "look for news") or ())
         topics = self._due(_FEW)
         self._idle = not topics
-        topics += moving
         if self._idle and wait:
             await anyio.sleep(max(0.0, min(_LOOK, until - time.monotonic(), self._wake - time.monotonic())))
-        return await self._aside(topics, limit)
+        return await self._aside([*topics, *(topic for topic in moving if topic not in topics)], limit)
 
     # --- settle ----------------------------------------------------------------------------------
 
