@@ -59,6 +59,7 @@ async def D2_manual_mode_waits_for_the_verdict(t: Target) -> None:
     bus, seen = t.bus(), t.recorder("the handler", "workers", first_time_nothing)
     await bus.subscribe(t.topic("jobs"), seen, group="workers", ack_mode=AckMode.MANUAL)
     acked = await t.ledger.publish(bus, t.topic("jobs"), "ack")
+    await seen.reaches(1, t.patience)
     began = time.monotonic()
     left = await t.ledger.publish(bus, t.topic("jobs"), "leave")
     await seen.reaches(2, t.patience)
