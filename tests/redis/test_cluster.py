@@ -127,10 +127,11 @@ async def test_delays_and_retries(broker: RedisBroker) -> None:
 
 async def test_a_slot_that_moves_is_followed(broker: RedisBroker, native: Any, redis_cluster: RedisCluster) -> None:
     """Also between two of its steps; and nothing that is made then stands in the way of the next one."""
-    seen, wild, sent = Collector(), Collector(), set[int]()
+    seen, wild, alone, sent = Collector(), Collector(), Collector(), set[int]()
     async with MessageBus(broker) as bus:
         await bus.subscribe("moving", seen, group="g")
         await bus.subscribe("moving.#", wild, group="w")
+        await bus.subscribe("moving", alone)
 
         async def five() -> None:
             for number in range(len(sent), len(sent) + 5):
@@ -142,6 +143,7 @@ async def test_a_slot_that_moves_is_followed(broker: RedisBroker, native: Any, r
             await five()
             await anyio.to_thread.run_sync(step)
         await five()
+        await eventually(lambda: set(alone.data) == sent, lambda: f"without a group: {alone.data}", 15)
 
 
 async def test_what_runs_while_its_slot_moves_stays_ours(
