@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -9,11 +10,14 @@ import secrets
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from amb_core.cli._exit import ExitCode
+from amb_core.demo.analyst import look_at_file
+from amb_core.demo.messages import File
 from redis import Redis
 
 from tests.cli._amb import PATIENCE, Running, amb, marked, none_left, started
@@ -49,9 +53,10 @@ def begun(running: Running, env: dict[str, str]) -> None:
 
 def check(summary: dict[str, Any]) -> None:
     """What must hold wherever the agents run."""
+    # First, since it names what went wrong.
+    assert {re.sub("commit .{9} ", "commit ", dead["name"]) for dead in summary["dead"]} == DEAD, summary["dead"]
     assert {topic: summary["topics"][topic]["count"] for topic in SAID} == SAID
     assert (summary["announced"], summary["handled"]) == (FILES + COMMITS, FILES + COMMITS - len(DEAD))
-    assert {re.sub("commit .{9} ", "commit ", dead["name"]) for dead in summary["dead"]} == DEAD
     assert summary["topics"]["(dead letters)"]["count"] == len(DEAD)
     # The long file and the merge succeed when looked at again; the first commit never does.
     assert (summary["retries"]["succeeded"], summary["retries"]["failed"]) == (2, 2)
@@ -199,3 +204,19 @@ def test_a_misspelt_broker_is_corrected() -> None:
     done = amb("demo", env={"AMB_BROKER": "rediss"})
     assert done.code == ExitCode.NOT_FOUND
     assert "did you mean 'redis'" in done.complaint
+
+
+def test_files_are_looked_at_side_by_side(tmp_path: Path) -> None:
+    """Python fails a tree during whose making another thread makes one. Only collecting garbage lets that one in."""
+    (tmp_path / "long.py").write_text("x = 1\n" * 500)
+    file, let_others_in = File(str(tmp_path), "long.py"), lambda *_: time.sleep(0.0001)
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(200)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            looks = list(threads.map(lambda _: look_at_file(file, 2), range(40)))
+    finally:
+        gc.callbacks.remove(let_others_in)
+        gc.set_threshold(*thresholds)
+    assert looks == [{"lines": 500, "todos": 0, "functions": 0, "classes": 0}] * 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import threading
 import time
 import tomllib
 from collections.abc import Callable
@@ -23,6 +24,9 @@ QUICK, MOST = 16_384, 1_048_576
 #: Changed lines from which one reviewer is asked, and from which all are.
 WORTH_A_REVIEW, WORTH_A_PANEL = 50, 300
 REVIEWERS = 3
+#: One thread at a time makes a tree: Python counts the depth of all of them together, and fails a tree whose count
+#: another thread has changed (SystemError; seen with 3.11).
+_PARSING = threading.Lock()
 
 
 class LookAgain(Exception):
@@ -132,7 +136,9 @@ def look_at_file(file: File, attempt: int) -> dict[str, int]:
 
 def python(text: str) -> dict[str, int]:
     """Raises: SyntaxError, ValueError."""
-    nodes = list(ast.walk(ast.parse(text)))
+    with _PARSING:
+        tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
     functions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes)
     return {"functions": functions, "classes": sum(isinstance(node, ast.ClassDef) for node in nodes)}
 
