@@ -71,9 +71,10 @@ class Running:
 
     def until(self, pattern: str, count: int = 1) -> list[str]:
         """Wait until stderr has `count` matches; returns them."""
-        deadline = time.monotonic() + PATIENCE
+        deadline, ended = time.monotonic() + PATIENCE, False
         while len(found := re.findall(pattern, self.said)) < count:
-            assert time.monotonic() < deadline and self.process.poll() is None, f"no {pattern!r} in:\n{self.said}"
+            assert time.monotonic() < deadline and not ended, f"no {pattern!r} in:\n{self.said}"
+            ended = self.process.poll() is not None  # what it said last is still read
             time.sleep(0.02)
         return found
 
