@@ -147,7 +147,7 @@ def test_a_redis_that_restarts_in_the_middle_costs_nothing(own_redis_server: Red
         running.until("the broker is back")
         assert running.process.stdout is not None
         shown = running.process.stdout.read()
-        assert running.process.wait(20) == 0, running.said
+        assert running.process.wait(20) == 0, running.said + shown
     assert "Account: 3000 announced = 3000 handled + 0 dead letters + 0 lost" in shown
 
 

@@ -225,6 +225,23 @@ async def test_what_came_after_the_loss_and_before_the_reconnect_is_delivered(
         assert seen.data == ["before", "meanwhile"]
 
 
+@pytest.mark.parametrize("group", ["workers", None])
+async def test_a_first_topic_that_came_before_the_reconnect_is_read_from_its_beginning(
+    make: Make, native: redis.Redis, prefix: str, group: str | None
+) -> None:
+    seen = Collector()
+    async with MessageBus(make(client_options={"client_name": prefix})) as bus:
+        await bus.subscribe("work.*", seen, group=group)
+        # Without giving the loop a chance in between: so far the pattern has matched nothing.
+        for client in native.client_list():
+            if client["name"] == prefix:
+                native.client_kill_filter(_id=client["id"])
+        native.sadd(f"{prefix}:{{topics}}", "work.first")
+        native.xadd(f"{prefix}:{{work.first}}:s", {"body": '"meanwhile"'})
+        await seen.wait()
+        assert seen.data == ["meanwhile"]
+
+
 async def test_a_server_that_forgot_the_scripts_is_taught_again(broker: RedisBroker, native: redis.Redis) -> None:
     seen = Collector(RuntimeError("once"), failures=1)
     async with MessageBus(broker) as bus:

@@ -52,7 +52,7 @@ class StreamFeed:
 
     def __init__(self, options: RedisBroker, found: Servers, names: Names, source: Source, consumer: str) -> None:
         self.source = source
-        self.broken = False
+        self.broken = self._was_live = False
         self._servers = found
         self._names = names
         self._patience = options.response_timeout
@@ -95,7 +95,7 @@ class StreamFeed:
             for lane, entry, fields, earlier in await self._leases.orphans(lanes):
                 self._stash.append(self._reader.incoming(lane, entry, fields, earlier, time.monotonic()))
         self._link = await self._servers.link(self._names.base(self.source.pattern))
-        self.broken = False
+        self.broken, self._was_live = False, True
 
     async def _bind_exact(self) -> None:
         register = _scripts.REGISTER.call([self._names.topics, self._names.bell], self.source.pattern)
@@ -103,11 +103,11 @@ class StreamFeed:
         await self._bind([self.source.pattern], b"$" if self.source.start == "latest" else b"0")
 
     async def _bind_matching(self) -> None:
-        """A group that exists already wants all of a topic it has not met; a new one what comes."""
+        """Who was here before, this feed or its group, wants all of a topic it has not met; a new one what comes."""
         known = self._names.groups
         old = bool(self._group and await self._servers.one(known, ("HEXISTS", known, self._group), self._doing))
         await self._bind(list(self._topics), b"0")
-        await self._look(b"0" if old or self.source.start == "earliest" or self._topics else b"$")
+        await self._look(b"0" if old or self.source.start == "earliest" or self._was_live else b"$")
         if self._group and not old:
             await self._servers.one(known, ("HSET", known, self._group, self.source.pattern), self._doing)
 
