@@ -71,7 +71,6 @@ async def test_a_counter_does_not_fall_when_its_bus_is_gone(value: Value) -> Non
 async def test_a_bus_that_goes_while_it_is_read_is_counted_once() -> None:
     """A bus is freed whenever Python likes, also between two buses that are read."""
     published = METRICS["amb_published"]
-
     gone: list[weakref.ref[Host]] = []
 
     def read(host: Host) -> Iterator[tuple[tuple[str, ...], float]]:

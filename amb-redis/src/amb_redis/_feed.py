@@ -52,7 +52,7 @@ class StreamFeed:
 
     def __init__(self, options: RedisBroker, found: Servers, names: Names, source: Source, consumer: str) -> None:
         self.source = source
-        self.broken = self._was_live = False
+        self.broken = False
         self._servers = found
         self._names = names
         self._patience = options.response_timeout
@@ -95,7 +95,7 @@ class StreamFeed:
             for lane, entry, fields, earlier in await self._leases.orphans(lanes):
                 self._stash.append(self._reader.incoming(lane, entry, fields, earlier, time.monotonic()))
         self._link = await self._servers.link(self._names.base(self.source.pattern))
-        self.broken, self._was_live = False, True
+        self.broken = False
 
     async def _bind_exact(self) -> None:
         register = _scripts.REGISTER.call([self._names.topics, self._names.bell], self.source.pattern)
@@ -107,7 +107,8 @@ class StreamFeed:
         known = self._names.groups
         old = bool(self._group and await self._servers.one(known, ("HEXISTS", known, self._group), self._doing))
         await self._bind(list(self._topics), b"0")
-        await self._look(b"0" if old or self.source.start == "earliest" or self._was_live else b"$")
+        was_live = self._link is not None
+        await self._look(b"0" if old or self.source.start == "earliest" or was_live else b"$")
         if self._group and not old:
             await self._servers.one(known, ("HSET", known, self._group, self.source.pattern), self._doing)
 
